@@ -1,0 +1,17 @@
+//! The replica of Quorate, pure: no socket, file, clock, thread or random source. Time and randomness are arguments.
+//!
+//! * [`ids`] — newtypes; [`entry`], [`run`] — the one encoding; [`outcome`] — what became of a command.
+//! * [`machine`] — state machines and the built-in `log` and `kv`; [`session`] — exactly once; [`replica`] — the two together, as
+//!   every server applies them; [`learner`] — the client's half.
+//! * [`configuration`] — seats, lives, roles; [`mesh`] — what servers say to each other.
+//! * [`log`] — what the log on disk looks like and how it recovers.
+//! * `raft` (feature `voter`) — the consensus facade.
+#![forbid(unsafe_code)]
+
+pub mod configuration;
+pub mod entry;
+pub mod ids;
+pub mod machine;
+pub mod mesh;
+pub mod outcome;
+pub mod run;
