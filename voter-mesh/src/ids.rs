@@ -121,6 +121,22 @@ number! {
     TimeMs(u64)
 }
 
+number! {
+    /// A linearizable read that waits for its index; chosen by whoever asks, unique within a server's process.
+    ReadId(u64)
+}
+
+/// Which history a replica belongs to: everything that must be equal before two of them may speak.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The room.
+    pub room: RoomId,
+}
+
 impl Epoch {
     /// The history that forming begins.
     pub const FIRST: Self = Self(1);

@@ -15,3 +15,4 @@ pub mod machine;
 pub mod mesh;
 pub mod outcome;
 pub mod run;
+pub mod snapshot;

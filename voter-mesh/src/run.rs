@@ -18,10 +18,11 @@
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::entry::{Entries, EntryError, EntryKind, EntryRef, u32_at, u64_at};
-use crate::ids::{Chain, ClusterId, Epoch, LogIndex, RoomId, RunIndex, Term, TimeMs};
+use crate::ids::{Chain, Epoch, Identity, LogIndex, RoomId, RunIndex, Term, TimeMs};
 
 /// Bytes of a run's header.
 pub const RUN_HEADER_BYTES: usize = 64;
@@ -36,11 +37,11 @@ pub const RUN_WHOLE_BYTES_MAX: usize =
 
 /// The chain before the first entry of a history.
 #[must_use]
-pub fn chain_zero(cluster: ClusterId, epoch: Epoch, room: RoomId) -> Chain {
+pub fn chain_zero(identity: &Identity) -> Chain {
     let mut bytes = [0_u8; 22];
-    bytes[..16].copy_from_slice(&cluster.0);
-    bytes[16..20].copy_from_slice(&epoch.0.to_le_bytes());
-    bytes[20..].copy_from_slice(&room.0.to_le_bytes());
+    bytes[..16].copy_from_slice(&identity.cluster.0);
+    bytes[16..20].copy_from_slice(&identity.epoch.0.to_le_bytes());
+    bytes[20..].copy_from_slice(&identity.room.0.to_le_bytes());
     Chain(crc32c::crc32c(&bytes))
 }
 
@@ -190,7 +191,7 @@ pub enum RunError {
 }
 
 /// The end of a log: what the next run must continue.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Tail {
     /// Raft's index of the last run.
     pub run: RunIndex,
@@ -207,8 +208,8 @@ pub struct Tail {
 impl Tail {
     /// The tail that forming begins with: snapshot zero at run 1, term 1, before every entry.
     #[must_use]
-    pub fn zero(cluster: ClusterId, epoch: Epoch, room: RoomId) -> Self {
-        Self { run: RunIndex(1), term: Term(1), last: LogIndex::ZERO, chain: chain_zero(cluster, epoch, room), time: TimeMs(0) }
+    pub fn zero(identity: &Identity) -> Self {
+        Self { run: RunIndex(1), term: Term(1), last: LogIndex::ZERO, chain: chain_zero(identity), time: TimeMs(0) }
     }
 
     /// Whether `run` is the next one: index, log index, chain and time go on from here.

@@ -4,7 +4,6 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::configuration::Configuration;
 use crate::ids::{Incarnation, LogIndex, RaftId, RunIndex, SessionId, Term};
 use crate::run::Run;
 
@@ -104,17 +103,6 @@ pub enum Message {
     TimeoutNow {
         /// The leader's term.
         term: Term,
-    },
-    /// A snapshot that the receiver holds by now, received on `bulk`.
-    Snapshot {
-        /// The leader's term.
-        term: Term,
-        /// Where the snapshot stands.
-        run: RunIndex,
-        /// The term of that run.
-        run_term: Term,
-        /// The configuration in the snapshot.
-        configuration: Configuration,
     },
     /// Entries for the leader, from the server that took them from its clients.
     Forward {
