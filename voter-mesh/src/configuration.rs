@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{DirectoryId, RaftId, Seat};
+use crate::ids::{DirectoryId, RaftId, RunIndex, Seat};
+use crate::machine::from_cbor;
+use crate::session::MalformedPayload;
 
 /// What a member does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -91,5 +93,33 @@ impl Configuration {
     pub fn member(&self, id: RaftId) -> Option<&Member> {
         let seat = self.seats.get(&id.seat())?;
         seat.member.iter().chain(seat.incoming.iter()).find(|member| member.id == id)
+    }
+}
+
+/// The payload of a `Config` entry, as CBOR.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ConfigPayload {
+    /// The run of the configuration that this one was made from. Where another one is in force when it is applied, this one is void:
+    /// a change that was computed from an overwritten configuration never takes effect.
+    pub base: RunIndex,
+    /// The configuration.
+    pub configuration: Configuration,
+}
+
+impl ConfigPayload {
+    /// The bytes as they stand in the entry.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(512);
+        ciborium::into_writer(self, &mut bytes).expect("numbers, strings and maps always serialise into memory");
+        bytes
+    }
+
+    /// Reads them back; bytes left over are an error too.
+    ///
+    /// # Errors
+    /// [`MalformedPayload`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, MalformedPayload> {
+        from_cbor(bytes).map_err(|_| MalformedPayload)
     }
 }

@@ -11,8 +11,12 @@
 pub mod configuration;
 pub mod entry;
 pub mod ids;
+mod layout;
+pub mod learner;
 pub mod machine;
 pub mod mesh;
 pub mod outcome;
+pub mod replica;
 pub mod run;
+pub mod session;
 pub mod snapshot;

@@ -75,6 +75,20 @@ pub enum RestoreError {
     /// The bytes are not a state of this machine.
     #[error("not a state of this machine: {0}")]
     Malformed(String),
+    /// The snapshot is another machine's.
+    #[error("the snapshot is of state machine {name} v{version}")]
+    OtherMachine {
+        /// Its name.
+        name: String,
+        /// Its version.
+        version: u32,
+    },
+    /// The bytes read are not those that were written: their SHA-256 differs.
+    #[error("the snapshot's {part} does not match its hash")]
+    Hash {
+        /// `state` or `sessions`.
+        part: &'static str,
+    },
 }
 
 /// The command's bytes do not decode. The machine is unchanged; the outcome is recorded.
@@ -98,6 +112,20 @@ pub trait Machine: Send {
     fn image(&self) -> Box<dyn Image>;
 }
 
+impl<M: Machine + ?Sized> Machine for Box<M> {
+    fn apply(&mut self, command: &[u8], at: &Position) -> Result<Bytes, Undecodable> {
+        (**self).apply(command, at)
+    }
+
+    fn session_ended(&mut self, session: SessionId, at: &Position) {
+        (**self).session_ended(session, at);
+    }
+
+    fn image(&self) -> Box<dyn Image> {
+        (**self).image()
+    }
+}
+
 /// An image of a machine's state, to be written out on another thread.
 pub trait Image: Send {
     /// Writes the state deterministically.
@@ -115,8 +143,10 @@ pub struct MachineFactory {
     /// [`StateMachine::VERSION`].
     pub version: u32,
     fresh: Arc<dyn Fn() -> Box<dyn Machine> + Send + Sync>,
-    restore: Arc<dyn Fn(&mut dyn Read) -> Result<Box<dyn Machine>, RestoreError> + Send + Sync>,
+    restore: Arc<Restore>,
 }
+
+type Restore = dyn Fn(&mut dyn Read) -> Result<Box<dyn Machine>, RestoreError> + Send + Sync;
 
 impl fmt::Debug for MachineFactory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,7 +197,8 @@ impl MachineFactory {
 pub fn to_cbor(value: &impl Serialize) -> Result<Bytes, String> {
     let mut bytes = Vec::with_capacity(64);
     ciborium::into_writer(value, &mut bytes).map_err(|error| error.to_string())?;
-    Ok(bytes.into())
+    // A boxed slice: replies are kept, without what the buffer had to spare.
+    Ok(bytes.into_boxed_slice().into())
 }
 
 /// Decodes a command or a reply; bytes left over are an error too.

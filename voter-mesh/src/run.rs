@@ -107,7 +107,9 @@ impl RunHeader {
             chain_before: Chain(u32_at(head, 52)),
             chain_after: Chain(u32_at(head, 56)),
         };
-        if header.count == 0 || header.first == LogIndex::ZERO || header.run == RunIndex::ZERO {
+        // A last index past the end of numbers is no position either.
+        let last = header.first.0.checked_add(u64::from(header.count));
+        if header.count == 0 || header.first == LogIndex::ZERO || header.run == RunIndex::ZERO || last.is_none() {
             return Err(RunError::Empty);
         }
         if header.whole_bytes() > RUN_WHOLE_BYTES_MAX {
