@@ -17,6 +17,9 @@ use thiserror::Error;
 
 use crate::ids::{Opening, RequestId, RoomId, SessionId};
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of an entry's header.
 pub const ENTRY_HEADER_BYTES: usize = 48;
 

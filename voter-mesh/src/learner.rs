@@ -12,6 +12,9 @@ use crate::ids::{Chain, Identity, LogIndex, SessionId, Term, TimeMs};
 use crate::machine::{Machine, Position, StateMachine, Undecodable, from_cbor};
 use crate::run::{Run, RunError, chain_zero, verdict_at};
 
+#[cfg(test)]
+mod tests;
+
 /// What a learner feeds: [`TypedState`] of any [`StateMachine`], [`RawState`] of any [`Machine`], or the application's own.
 pub trait LearnerState {
     /// An effective command.

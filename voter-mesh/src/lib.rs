@@ -20,3 +20,5 @@ pub mod replica;
 pub mod run;
 pub mod session;
 pub mod snapshot;
+#[cfg(test)]
+mod testing;

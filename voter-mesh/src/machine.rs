@@ -99,7 +99,7 @@ pub struct Undecodable;
 /// A state machine behind a pointer, fed with bytes: what replicas run. [`Typed`] makes one of any [`StateMachine`]; implement it
 /// directly for a machine that wants commands and replies without serde.
 pub trait Machine: Send {
-    /// Applies the command in `command`.
+    /// Applies the command in `command`. The reply is kept for retries as it is returned: do not slice it from a larger buffer.
     ///
     /// # Errors
     /// [`Undecodable`]: nothing has changed.

@@ -21,6 +21,9 @@ pub use crate::session::SessionEvent;
 use crate::session::{SessionLimits, Sessions};
 use crate::snapshot::{Hashing, LogGrowth, SnapshotMeta};
 
+#[cfg(test)]
+mod tests;
+
 /// Limits of a replica. All of them decide something that servers must agree on: equal on all servers of a cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplicaLimits {

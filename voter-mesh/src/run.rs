@@ -24,6 +24,9 @@ use thiserror::Error;
 use crate::entry::{Entries, EntryError, EntryKind, EntryRef, u32_at, u64_at};
 use crate::ids::{Chain, Epoch, Identity, LogIndex, RoomId, RunIndex, Term, TimeMs};
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of a run's header.
 pub const RUN_HEADER_BYTES: usize = 64;
 

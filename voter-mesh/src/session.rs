@@ -22,6 +22,8 @@ use crate::outcome::{Outcome, Reply};
 
 mod payload;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use payload::{AttachPayload, EndPayload, EndReason, MalformedPayload};
 
@@ -171,7 +173,7 @@ impl Session {
         }
         // A session that once filled its window does not hold that memory for the rest of its life.
         if self.records.capacity() > 32 && self.records.len() * 8 < self.records.capacity() {
-            self.records.shrink_to(self.records.len() * 2);
+            self.records.shrink_to(16.max(self.records.len() * 2));
         }
     }
 }

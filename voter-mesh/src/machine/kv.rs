@@ -12,6 +12,9 @@ use crate::entry::PAYLOAD_BYTES_MAX;
 use crate::ids::LogIndex;
 use crate::layout::{Source, put_bytes};
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of a key; a command with a longer one is answered [`KvReply::KeyTooLong`]. A value is bounded by the entry's payload.
 pub const KEY_BYTES_MAX: usize = 4 << 10;
 

@@ -1,0 +1,103 @@
+#![allow(clippy::unwrap_used)]
+
+use std::ops::Bound;
+
+use super::*;
+use crate::ids::{SessionId, Term, TimeMs};
+use crate::machine::{from_cbor, to_cbor};
+use crate::testing::hex;
+
+fn at(index: u64) -> Position {
+    Position { index: LogIndex(index), term: Term(1), time: TimeMs(0), session: SessionId(1) }
+}
+
+fn put(key: &[u8], value: &[u8]) -> KvCommand {
+    KvCommand::Put { key: key.to_vec(), value: value.to_vec() }
+}
+
+fn cas(expected: KvExpected, value: &[u8]) -> KvCommand {
+    KvCommand::CompareAndSet { key: b"k".to_vec(), expected, value: value.to_vec() }
+}
+
+#[test]
+fn a_key_has_the_index_of_its_last_write_as_its_version() {
+    let mut kv = Kv::default();
+    assert_eq!(kv.apply(put(b"k", b"1"), &at(5)), KvReply::Written { version: LogIndex(5) });
+    assert_eq!(kv.apply(put(b"k", b"2"), &at(9)), KvReply::Written { version: LogIndex(9) });
+    assert_eq!(kv.get(b"k"), Some(&KvValue { value: (&b"2"[..]).into(), version: LogIndex(9) }));
+    assert_eq!(kv.apply(KvCommand::Delete { key: b"k".to_vec() }, &at(10)), KvReply::Deleted { existed: true });
+    assert_eq!(kv.apply(KvCommand::Delete { key: b"k".to_vec() }, &at(11)), KvReply::Deleted { existed: false });
+    assert!(kv.is_empty());
+}
+
+#[test]
+fn compare_and_set_writes_only_what_is_as_expected() {
+    let mut kv = Kv::default();
+    let mismatch = |version: Option<u64>| KvReply::Mismatch { version: version.map(LogIndex) };
+    assert_eq!(kv.apply(cas(KvExpected::Version(LogIndex(1)), b"a"), &at(1)), mismatch(None));
+    assert_eq!(kv.apply(cas(KvExpected::Value(b"".to_vec()), b"a"), &at(1)), mismatch(None));
+    assert_eq!(kv.apply(cas(KvExpected::Absent, b"a"), &at(2)), KvReply::Written { version: LogIndex(2) });
+    assert_eq!(kv.apply(cas(KvExpected::Absent, b"b"), &at(3)), mismatch(Some(2)));
+    assert_eq!(kv.apply(cas(KvExpected::Value(b"b".to_vec()), b"b"), &at(3)), mismatch(Some(2)));
+    assert_eq!(kv.apply(cas(KvExpected::Value(b"a".to_vec()), b"b"), &at(4)), KvReply::Written { version: LogIndex(4) });
+    assert_eq!(kv.apply(cas(KvExpected::Version(LogIndex(2)), b"c"), &at(5)), mismatch(Some(4)));
+    assert_eq!(kv.apply(cas(KvExpected::Version(LogIndex(4)), b"c"), &at(6)), KvReply::Written { version: LogIndex(6) });
+}
+
+#[test]
+fn a_key_over_the_limit_is_an_answer_and_changes_nothing() {
+    let mut kv = Kv::default();
+    assert_eq!(kv.apply(put(&[0; KEY_BYTES_MAX + 1], b""), &at(1)), KvReply::KeyTooLong);
+    assert!(kv.is_empty());
+    kv.apply(put(&[0; KEY_BYTES_MAX], b""), &at(1));
+    assert_eq!(kv.len(), 1);
+}
+
+#[test]
+fn ranges_are_in_the_order_of_bytes() {
+    let mut kv = Kv::default();
+    for (index, key) in [&b"b"[..], b"a", b"ab", b"", b"\xff"].into_iter().enumerate() {
+        kv.apply(put(key, b"v"), &at(index as u64));
+    }
+    let keys = |from: Bound<&[u8]>, to: Bound<&[u8]>| kv.range((from, to)).map(|(key, _)| key.to_vec()).collect::<Vec<_>>();
+    assert_eq!(keys(Bound::Included(b"a"), Bound::Excluded(b"b")), [&b"a"[..], b"ab"]);
+    assert_eq!(keys(Bound::Unbounded, Bound::Unbounded), [&b""[..], b"a", b"ab", b"b", b"\xff"]);
+}
+
+#[test]
+fn a_state_is_written_in_one_way_and_comes_back_whole_or_not_at_all() {
+    let (mut one, mut other) = (Kv::default(), Kv::default());
+    for number in 0..300_u64 {
+        one.apply(put(&number.to_be_bytes(), b"v"), &at(number));
+        let backwards = 299 - number;
+        other.apply(put(&backwards.to_be_bytes(), b"v"), &at(backwards));
+    }
+    let written = |kv: &Kv| {
+        let mut bytes = Vec::new();
+        Kv::write(kv.image(), &mut bytes).unwrap();
+        bytes
+    };
+    let bytes = written(&one);
+    assert_eq!(bytes, written(&other), "however it came to be");
+    assert_eq!(Kv::restore(&mut &bytes[..]).unwrap(), one);
+    assert!(Kv::restore(&mut &bytes[..bytes.len() - 1]).is_err());
+    assert!(Kv::restore(&mut &[&bytes[..], &[0]].concat()[..]).is_err());
+    let mut claims_much = bytes.clone();
+    claims_much[8..12].fill(0xFF);
+    assert!(matches!(Kv::restore(&mut &claims_much[..]), Err(RestoreError::Malformed(_))));
+}
+
+#[test]
+fn golden_bytes_of_commands_and_replies() {
+    let cas = cas(KvExpected::Version(LogIndex(5)), b"v");
+    assert_eq!(hex(&to_cbor(&put(b"k", b"v")).unwrap()), GOLDEN_PUT);
+    assert_eq!(hex(&to_cbor(&cas).unwrap()), GOLDEN_CAS);
+    assert_eq!(hex(&to_cbor(&KvReply::Written { version: LogIndex(5) }).unwrap()), GOLDEN_WRITTEN);
+    assert_eq!(from_cbor(&to_cbor(&cas).unwrap()), Ok(cas));
+}
+
+const GOLDEN_PUT: &str = "a163707574a2636b6579416b6576616c75654176";
+const GOLDEN_CAS: &str = "\
+a16f636f6d706172655f616e645f736574a3636b6579416b6865787065637465
+64a16776657273696f6e056576616c75654176";
+const GOLDEN_WRITTEN: &str = "a1677772697474656ea16776657273696f6e05";
