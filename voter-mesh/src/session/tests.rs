@@ -59,7 +59,9 @@ fn one_id_with_another_payload_is_a_conflict_and_the_first_outcome_stands() {
     let mut world = World::new();
     let (session, opening) = world.open(1);
     let first = world.command(session, opening, 5, 0, b"a");
-    for other in [&b"b"[..], b"aa", b""] {
+    let same_checksum = b"other\xb3w\x1c\xb1";
+    assert_eq!(crc32c::crc32c(same_checksum), crc32c::crc32c(b"a"));
+    for other in [&b"b"[..], b"aa", b"", same_checksum] {
         let conflict = world.command(session, opening, 5, 0, other);
         assert_eq!((conflict.outcome, conflict.repeat, conflict.index), (Outcome::Conflict, false, world.leader.tail.last));
     }
