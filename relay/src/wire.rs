@@ -2,12 +2,19 @@
 //!
 //! Bodies are CBOR arrays in the order of the fields here, byte strings for bytes; [`ServerFrame::Feed`] and
 //! [`ServerFrame::Runs`] carry blocks of raw runs instead. `docs/protocol.md` has the bytes of an example of each.
+//! Decoding shares the message's buffer, never panics, and allocates only for what is there.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use voter_mesh::ids::{Chain, ClusterId, Epoch, LogIndex, Opening, RaftId, RequestId, SessionId, Term};
 use voter_mesh::outcome::Outcome;
+
+mod cbor;
+mod codec;
+
+pub(crate) use codec::encode_replies;
+pub use codec::{REPLIES_MAX, REPLY_BYTES_MAX, SNAPSHOT_CHUNK_BYTES_MAX, WINDOW_MAX, WireError, kind};
 
 /// The version of the protocol that this crate speaks.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -148,7 +155,7 @@ pub enum ClientFrame {
 }
 
 /// Why a server refuses a link or closes it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
 pub enum Code {
     /// Another protocol version.
     Version,

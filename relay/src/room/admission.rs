@@ -1,0 +1,336 @@
+//! Who is let in, where its feed begins, and what happens when it must wait: for this server to come as far as the client is, or for
+//! a state to be written out. Admission costs no log entry; a disconnect takes everything back.
+
+use std::sync::{Arc, Weak};
+
+use voter_mesh::ids::{LogIndex, RequestId, SessionId, Time};
+use voter_mesh::session::{SessionProofResult, Sessions};
+
+use crate::feed::ChainAt;
+use crate::wire::{Admit, Code, FeedMode, Hello, ResumePoint, ServerFrame, SessionStatus, Start};
+
+use super::link::{Delivery, LinkId, LinkSession, List, Pending, Phase, Wanted};
+use super::{ClientSnapshot, Room, RoomEvent};
+
+/// Where a learner's delivery begins.
+enum Begin {
+    /// Here.
+    Now(Start, Delivery),
+    /// Not before this entry is applied.
+    Applied(LogIndex),
+    /// Not before there is a state.
+    State,
+}
+
+impl Begin {
+    fn tail(from: LogIndex) -> Self {
+        Self::Now(Start::Tail(from), Delivery::Feed { cursor: from })
+    }
+}
+
+impl Room {
+    /// The hello of a link.
+    pub(super) fn greet(&mut self, id: LinkId, hello: Hello, sessions: &Sessions, now: Time) -> Result<(), Code> {
+        if let Some(code) = self.objection(&hello) {
+            let retry = (code == Code::Recovering).then_some(self.options.limits.retry_after_ms);
+            return self.close(id, code, retry, now);
+        }
+        let Some(link) = self.links.get(id) else { return Ok(()) };
+        if link.pending.is_some() {
+            self.counters.malformed += 1;
+            return self.close(id, Code::Malformed, None, now);
+        }
+        self.go_on(id, Pending { what: Wanted::Hello(Box::new(hello)), until: None, for_state: false }, sessions, now)
+    }
+
+    /// What is wrong with a hello, whatever the log says.
+    fn objection(&self, hello: &Hello) -> Option<Code> {
+        let identity = &self.options.identity;
+        let machine = &self.options.machine;
+        if hello.room != self.options.name {
+            Some(Code::UnknownRoom)
+        } else if self.recovering {
+            Some(Code::Recovering)
+        } else if hello.cluster.is_some_and(|cluster| cluster != identity.cluster) {
+            Some(Code::Cluster)
+        } else if hello.epoch.is_some_and(|epoch| epoch != identity.epoch) {
+            Some(Code::Epoch)
+        } else if hello.state_machine.as_ref().is_some_and(|named| named != machine) {
+            Some(Code::StateMachine)
+        } else {
+            None
+        }
+    }
+
+    /// A live link changes what it receives.
+    pub(super) fn resume(
+        &mut self,
+        id: LinkId,
+        resume: Option<ResumePoint>,
+        feed: FeedMode,
+        unanswered: Vec<RequestId>,
+        sessions: &Sessions,
+        now: Time,
+    ) -> Result<(), Code> {
+        if !self.may_ask(id, now) {
+            return self.close(id, Code::Overloaded, Some(self.options.limits.retry_after_ms), now);
+        }
+        let Some(link) = self.links.get(id) else { return Ok(()) };
+        // From here on nothing of the old place is sent: frames before the answer belong to it.
+        link.delivery = Delivery::Nothing;
+        link.mode = feed;
+        self.go_on(id, Pending { what: Wanted::Resume { resume, unanswered }, until: None, for_state: false }, sessions, now)
+    }
+
+    /// The ring has moved past a link's cursor: it needs a snapshot, for which it waits like any other.
+    pub(super) fn catch_up(&mut self, id: LinkId) {
+        if let Some(link) = self.links.get(id) {
+            link.delivery = Delivery::Nothing;
+            link.pending = Some(Box::new(Pending { what: Wanted::CatchUp, until: None, for_state: false }));
+            self.links.enlist(List::Waiting, id);
+            self.revisit = true;
+        }
+    }
+
+    /// Every link that waits looks again whether it must.
+    pub(super) fn revisit_waiting(&mut self, sessions: &Sessions, now: Time) {
+        self.awaited = None;
+        for _ in 0..self.links.listed(List::Waiting) {
+            let Some(id) = self.links.pop(List::Waiting) else { break };
+            if let Some(pending) = self.links.get(id).and_then(|link| link.pending.take()) {
+                // Its own end, if this was one, is in its outbox.
+                let _ = self.go_on(id, *pending, sessions, now);
+            }
+        }
+        // Whoever needed the state has it now; the next one gets a newer one unless this one is still being sent.
+        self.state = None;
+        self.states.retain(|state| state.strong_count() > 0);
+    }
+
+    /// Does what is pending, or lets it wait.
+    fn go_on(&mut self, id: LinkId, pending: Pending, sessions: &Sessions, now: Time) -> Result<(), Code> {
+        let tail = self.feed.tail().0;
+        let mut status = SessionStatus::None;
+        let (mode, resume) = match &pending.what {
+            Wanted::Hello(hello) => {
+                if let Some(proof) = &hello.session {
+                    let ahead = LogIndex(proof.session.0.max(proof.opening.map_or(0, |opening| opening.0)));
+                    status = match sessions.prove(proof.session, &proof.secret.0) {
+                        SessionProofResult::WrongSecret => return self.close(id, Code::Auth, None, now),
+                        _ if ahead > tail => return self.wait(id, pending, Some(ahead), now),
+                        SessionProofResult::Proven(opening) => SessionStatus::Attached(opening),
+                        SessionProofResult::Unknown => SessionStatus::Expired,
+                    };
+                }
+                (hello.feed, hello.resume)
+            }
+            Wanted::Resume { resume, .. } => (self.links.get(id).map_or(FeedMode::Thin, |link| link.mode), *resume),
+            Wanted::CatchUp => (FeedMode::Full, None),
+        };
+        let begin = match self.begin(mode, resume, matches!(pending.what, Wanted::CatchUp), now) {
+            Ok(begin) => begin,
+            Err(code) => return self.close(id, code, None, now),
+        };
+        match begin {
+            Begin::Applied(index) => self.wait(id, pending, Some(index), now),
+            Begin::State => {
+                self.want_state();
+                self.wait(id, pending, None, now)
+            }
+            Begin::Now(start, delivery) => self.deliver(id, pending.what, start, delivery, status, sessions, now),
+        }
+    }
+
+    /// Where a learner that stands at `resume` begins, and with what.
+    fn begin(&mut self, mode: FeedMode, resume: Option<ResumePoint>, snapshot_only: bool, now: Time) -> Result<Begin, Code> {
+        let tail = self.feed.tail().0;
+        let known = resume.map(|point| (point, self.feed.chain_at(point.applied)));
+        if mode != FeedMode::Thin
+            && let Some((point, at)) = known
+        {
+            match at {
+                ChainAt::Known(chain) if chain != point.chain => return Err(Code::Diverged),
+                ChainAt::Inside => return Err(Code::Diverged),
+                _ => {}
+            }
+        }
+        match (mode, known) {
+            (FeedMode::Thin, _) => Ok(Begin::Now(Start::Tail(tail.next()), Delivery::Nothing)),
+            (FeedMode::Standby, _) => Ok(Begin::Now(Start::Tail(tail.next()), Delivery::Commit { sent: tail })),
+            (FeedMode::Full, Some((point, ChainAt::Above))) => Ok(Begin::Applied(point.applied)),
+            (FeedMode::Full, Some((point, ChainAt::Known(_)))) => Ok(Begin::tail(point.applied.next())),
+            (FeedMode::Full, None) if self.feed.first() == LogIndex::FIRST && !snapshot_only => Ok(Begin::tail(LogIndex::FIRST)),
+            (FeedMode::Full, _) => Ok(self.usable_state().map_or(Begin::State, |state| {
+                let start = Start::Snapshot(state.index);
+                Begin::Now(start, Delivery::Snapshot { state, offset: 0, progress: now })
+            })),
+        }
+    }
+
+    /// A state at hand behind which the feed can go on.
+    fn usable_state(&self) -> Option<Arc<ClientSnapshot>> {
+        let at_hand = self.state.iter().cloned().chain(self.states.iter().rev().filter_map(Weak::upgrade));
+        at_hand.into_iter().find(|state| state.index.next() >= self.feed.first())
+    }
+
+    fn want_state(&mut self) {
+        self.states.retain(|state| state.strong_count() > 0);
+        if !self.state_asked && self.states.len() < self.options.limits.states_max {
+            self.state_asked = true;
+            self.events.push_back(RoomEvent::StateWanted);
+        }
+    }
+
+    /// Lets a link wait for `applied`, or for a state where that is `None`.
+    fn wait(&mut self, id: LinkId, mut pending: Pending, applied: Option<LogIndex>, now: Time) -> Result<(), Code> {
+        let for_state = applied.is_none();
+        if pending.until.is_none() || pending.for_state != for_state {
+            let limits = &self.options.limits;
+            pending.until = Some(now.plus_ms(if for_state { limits.state_ms } else { limits.behind_ms }));
+            pending.for_state = for_state;
+        }
+        if let Some(applied) = applied {
+            self.awaited = Some(self.awaited.map_or(applied, |awaited| awaited.min(applied)));
+        }
+        if let Some(link) = self.links.get(id) {
+            link.pending = Some(Box::new(pending));
+        }
+        self.links.enlist(List::Waiting, id);
+        self.arm(id);
+        Ok(())
+    }
+
+    /// Nothing is in the way any more: answers, and begins to deliver.
+    fn deliver(
+        &mut self,
+        id: LinkId,
+        what: Wanted,
+        start: Start,
+        delivery: Delivery,
+        status: SessionStatus,
+        sessions: &Sessions,
+        now: Time,
+    ) -> Result<(), Code> {
+        self.counters.snapshots += u64::from(matches!(delivery, Delivery::Snapshot { .. }));
+        let Some(link) = self.links.get(id) else { return Ok(()) };
+        link.delivery = delivery;
+        let (frame, unanswered) = match what {
+            Wanted::Hello(hello) => {
+                link.phase = Phase::Live;
+                link.mode = hello.feed;
+                self.counters.admitted += 1;
+                if let (Some(proof), SessionStatus::Attached(_)) = (&hello.session, status) {
+                    self.attach(id, LinkSession { session: proof.session, opening: proof.opening }, now);
+                }
+                (ServerFrame::Admit(self.admit(start, status)), hello.unanswered)
+            }
+            Wanted::Resume { unanswered, .. } => (ServerFrame::Start(start), unanswered),
+            Wanted::CatchUp => (ServerFrame::Start(start), Vec::new()),
+        };
+        self.send(id, &frame, now)?;
+        self.arm(id);
+        self.expect(id, &unanswered, sessions, now)
+    }
+
+    fn admit(&self, start: Start, session: SessionStatus) -> Admit {
+        let options = &self.options;
+        Admit {
+            cluster: options.identity.cluster,
+            epoch: options.identity.epoch,
+            server: options.server,
+            servers: options.endpoints.clone(),
+            leader: self.leader,
+            commit: self.feed.tail().0,
+            state_machine: options.machine.clone(),
+            start,
+            session,
+            limits: options.limits.wire(),
+        }
+    }
+
+    /// The link speaks for this session from now on, and for no other.
+    pub(super) fn attach(&mut self, id: LinkId, session: LinkSession, now: Time) {
+        if self.links.get(id).and_then(|link| link.session).map(|old| old.session) != Some(session.session) {
+            self.detach(id, now);
+            self.attached.entry(session.session).or_default().push(id);
+            self.note_activity(session.session, now);
+        }
+        if let Some(link) = self.links.get(id) {
+            link.session = Some(session);
+        }
+    }
+
+    /// The link speaks for no session any more.
+    pub(super) fn detach(&mut self, id: LinkId, now: Time) {
+        let Some(LinkSession { session, .. }) = self.links.get(id).and_then(|link| link.session.take()) else { return };
+        let Some(ids) = self.attached.get_mut(&session) else { return };
+        ids.retain(|other| *other != id);
+        if ids.is_empty() {
+            self.attached.remove(&session);
+            self.note_activity(session, now);
+        }
+    }
+
+    fn note_activity(&mut self, session: SessionId, now: Time) {
+        self.activity.insert(session);
+        if self.activity_due.is_none() {
+            self.activity_due = Some(now.plus_ms(self.options.limits.activity_ms));
+        }
+    }
+
+    /// Whether a link may send another frame that can cost a log entry or a snapshot.
+    pub(super) fn may_ask(&mut self, id: LinkId, now: Time) -> bool {
+        let limits = self.options.limits;
+        self.links.get(id).is_some_and(|link| {
+            if now >= link.session_frames_until {
+                (link.session_frames, link.session_frames_until) = (0, now.plus_ms(limits.activity_ms));
+            }
+            link.session_frames += 1;
+            link.session_frames <= limits.session_frames_max
+        })
+    }
+
+    /// Sets the link's timer to the first of its deadlines.
+    pub(super) fn arm(&mut self, id: LinkId) {
+        let limits = self.options.limits;
+        let Some(link) = self.links.get(id) else { return };
+        let pending = link.pending.as_ref().and_then(|pending| pending.until);
+        let phase = match link.phase {
+            Phase::Handshaking(until) if pending.is_none() => Some(until),
+            Phase::Live => Some(link.heard.plus_ms(2 * limits.ping_ms)),
+            _ => None,
+        };
+        let stall = match &link.delivery {
+            Delivery::Snapshot { progress, .. } => Some(progress.plus_ms(limits.snapshot_stall_ms)),
+            _ => None,
+        };
+        let at = [pending, phase, stall].into_iter().flatten().min();
+        self.links.arm(id, at);
+    }
+
+    /// A link's timer went off.
+    pub(super) fn expire(&mut self, id: LinkId, now: Time) {
+        let limits = self.options.limits;
+        let Some(link) = self.links.get(id) else { return };
+        let overdue = |at: Time| at <= now;
+        let end = match (&link.pending, link.phase, &link.delivery) {
+            (_, Phase::Closing(_), _) => return,
+            (Some(pending), ..) if pending.until.is_some_and(overdue) => {
+                Some(if pending.for_state { Code::Overloaded } else { Code::Behind })
+            }
+            (None, Phase::Handshaking(until), _) if overdue(until) => Some(Code::Timeout),
+            (_, Phase::Live, _) if overdue(link.heard.plus_ms(2 * limits.ping_ms)) => Some(Code::Timeout),
+            (_, _, Delivery::Snapshot { progress, .. }) if overdue(progress.plus_ms(limits.snapshot_stall_ms)) => {
+                Some(Code::Timeout)
+            }
+            _ => None,
+        };
+        match end {
+            Some(code) => {
+                let retry = (code != Code::Timeout).then_some(limits.retry_after_ms);
+                let _ = self.close(id, code, retry, now);
+            }
+            None => self.arm(id),
+        }
+    }
+}
