@@ -1,1 +1,2 @@
 //! Placeholder until the next commit.
+pub mod mesh;
