@@ -218,5 +218,4 @@ impl Feed {
 }
 
 #[cfg(test)]
-#[path = "feed/tests.rs"]
 mod tests;

@@ -7,6 +7,7 @@
 //! * A woken link has something to write: when its socket takes bytes, call [`Room::poll_transmit`], write all of `out`, and call
 //!   again while it says [`Transmit::More`]. After [`Transmit::Idle`] wait for the next wake; after [`Transmit::CloseAfter`] close
 //!   the socket. A socket that takes nothing is simply not polled: what it misses is bounded here.
+//! * Drop the sockets of [`Room::poll_abort`]: half-open ones never take their goodbye.
 //! * Every link that was connected is disconnected once, however it ends; that releases all that it held.
 //! * [`Room::handle_applied`] gets every run that the replica applies, in order, and [`Room::handle_restored`] each jump.
 
@@ -164,6 +165,7 @@ pub struct Room {
     commit_due: Option<Time>,
     /// What standby links are told.
     commit: (LogIndex, Chain),
+    aborts: VecDeque<LinkId>,
     counters: Counters,
 }
 
@@ -197,6 +199,7 @@ impl Room {
             commit_next: now,
             commit_due: None,
             commit: tail,
+            aborts: VecDeque::new(),
             counters: Counters::default(),
         }
     }
@@ -443,6 +446,11 @@ impl Room {
         self.links.pop(List::Woken)
     }
 
+    /// A link whose socket has not taken its last frame in time: drop it as it is.
+    pub fn poll_abort(&mut self) -> Option<LinkId> {
+        self.aborts.pop_front()
+    }
+
     /// How many links there are, those in their handshake included.
     #[must_use]
     pub fn link_count(&self) -> usize {
@@ -507,7 +515,9 @@ impl Room {
         *counts.entry(code).or_default() += 1;
         link.phase = Phase::Closing(code);
         link.push_frame(frame.encode());
-        self.links.arm(id, None);
+        // In a shutdown the owner has a deadline of its own.
+        let abort = self.closing.is_none().then(|| now.plus_ms(self.options.limits.goodbye_ms));
+        self.links.arm(id, abort);
         self.links.enlist(List::Woken, id);
         Err(code)
     }
@@ -526,5 +536,4 @@ impl Room {
 }
 
 #[cfg(test)]
-#[path = "room/tests.rs"]
 mod tests;

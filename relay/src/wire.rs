@@ -372,3 +372,6 @@ pub enum ServerFrame {
         endpoints: Vec<String>,
     },
 }
+
+#[cfg(test)]
+mod tests;

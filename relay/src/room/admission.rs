@@ -314,7 +314,7 @@ impl Room {
         let Some(link) = self.links.get(id) else { return };
         let overdue = |at: Time| at <= now;
         let end = match (&link.pending, link.phase, &link.delivery) {
-            (_, Phase::Closing(_), _) => return,
+            (_, Phase::Closing(_), _) => return self.aborts.push_back(id),
             (Some(pending), ..) if pending.until.is_some_and(overdue) => {
                 Some(if pending.for_state { Code::Overloaded } else { Code::Behind })
             }

@@ -29,6 +29,8 @@ pub struct RoomLimits {
     pub snapshot_stall_ms: u64,
     /// Silence after which a client pings; after twice as much its link is closed. Default 10 s.
     pub ping_ms: u64,
+    /// How long the socket of a closed link may take to accept its last frame. Default 2 s; then the owner is told to drop it.
+    pub goodbye_ms: u64,
     /// Bytes of control frames and replies that may wait for a client that does not read. Default 4 MiB; beyond, its link is closed
     /// with `Overloaded`. The feed never waits: it is a cursor.
     pub outbox_bytes_max: usize,
@@ -66,6 +68,7 @@ impl Default for RoomLimits {
             states_max: 4,
             snapshot_stall_ms: 60_000,
             ping_ms: 10_000,
+            goodbye_ms: 2_000,
             outbox_bytes_max: 4 << 20,
             proposals_bytes_max: 4 << 20,
             retry_after_ms: 100,

@@ -778,7 +778,3 @@ impl ServerFrame {
         Ok(frame)
     }
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;
