@@ -34,7 +34,7 @@ mod window;
 pub use calls::{ReadAfter, Room};
 pub use collecting::Snapshot;
 
-use calls::{Fetching, Place, Queued, Reads};
+use calls::{Collected, Fetching, Place, Queued, Reads};
 use collecting::Collecting;
 use links::Link;
 use rotation::Rotation;
@@ -69,7 +69,9 @@ pub trait Waiters {
 }
 
 /// Where randomness comes from: fills the slice.
-pub struct Randomness(Box<dyn FnMut(&mut [u8]) + Send>);
+pub struct Randomness(Source);
+
+type Source = Box<dyn FnMut(&mut [u8]) + Send>;
 
 impl fmt::Debug for Randomness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -218,12 +220,12 @@ pub enum Event<W: Waiters> {
         /// The result.
         result: Result<(), ReadError>,
     },
-    /// Blocks of committed runs; the first holds the entry asked for.
+    /// Blocks of committed runs, in one or more pieces; the first run holds the entry asked for. Empty: ask again a little later.
     Fetched {
         /// Who waits.
         waiter: W::Fetch,
         /// The result.
-        result: Result<Bytes, StreamError>,
+        result: Result<Vec<Bytes>, StreamError>,
     },
 }
 
@@ -303,7 +305,7 @@ pub struct Core<W: Waiters> {
     next_call: u64,
     reads: Reads<W::Read>,
     fetches: VecDeque<Fetching<W::Fetch>>,
-    fetch_asked: bool,
+    fetching: Option<Collected>,
 
     records: Vec<Record>,
     records_durable: bool,
@@ -370,7 +372,7 @@ impl<W: Waiters> Core<W> {
             next_call: 1,
             reads: Reads::default(),
             fetches: VecDeque::new(),
-            fetch_asked: false,
+            fetching: None,
             records: Vec::new(),
             records_durable: false,
             after: Vec::new(),
@@ -532,13 +534,20 @@ impl<W: Waiters> Core<W> {
     }
 
     fn is_caught_up(&self) -> bool {
-        self.options.feed == FeedMode::Thin || (self.collecting.is_none() && self.position.is_some_and(|(index, _)| index >= self.target))
+        self.options.feed == FeedMode::Thin
+            || (self.collecting.is_none() && self.position.is_some_and(|(index, _)| index >= self.target))
     }
 
     fn notice_live(&mut self) {
         if !self.was_live && self.first.is_some() && self.is_caught_up() {
             self.was_live = true;
         }
+    }
+
+    /// Whether the client has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_some()
     }
 
     /// Ends the client: every waiting call is answered. What is left to journal and to send may still be polled.

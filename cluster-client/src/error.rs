@@ -234,6 +234,9 @@ pub enum ConnectError {
     /// The journal cannot be read or written.
     #[error("journal: {0}")]
     Journal(#[from] crate::journal::JournalError),
+    /// There is no tokio runtime to live in.
+    #[error("no tokio runtime")]
+    NoRuntime,
     /// The operating system gives no randomness.
     #[error("no randomness: {0}")]
     Randomness(String),

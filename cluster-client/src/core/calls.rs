@@ -6,6 +6,7 @@ use bytes::Bytes;
 use relay::wire::{Code, FeedMode, WireReply};
 use voter_mesh::ids::{LogIndex, RequestId, Time};
 use voter_mesh::outcome::Outcome;
+use voter_mesh::run::RunHeader;
 
 use super::links::Say;
 use super::session::{Ended, Session};
@@ -13,7 +14,7 @@ use super::window::{Request, Stage, Window};
 use super::{After, Answer, CallId, Core, Event, LinkId, Waiters, ms};
 use crate::error::{GiveUpError, NotSent, ProposeError, ReadError, ReserveError, StreamError, Unresolved};
 use crate::journal::record::Record;
-use crate::status::CloseReason;
+use crate::status::{CloseReason, LinkError};
 use crate::ticket::Ticket;
 
 /// Request ids per block: one durable journal write for so many.
@@ -101,6 +102,31 @@ impl<R> Reads<R> {
         let at = std::mem::take(&mut self.at).into_iter().map(|((_, call), read)| (call, read));
         std::mem::take(&mut self.waiting).into_iter().chain(asked).chain(at)
     }
+}
+
+/// Bytes of committed runs that are collected for one answer, about.
+const FETCH_BYTES_MAX: usize = 1 << 20;
+
+/// The answer to the fetch that is asked, as far as it came.
+pub(super) struct Collected {
+    next: LogIndex,
+    to: LogIndex,
+    pieces: Vec<Bytes>,
+    bytes: usize,
+    /// Enough came; the rest is dropped.
+    answered: bool,
+}
+
+/// The first and last entry of blocks of runs and verdicts.
+fn span(blocks: &Bytes) -> Option<(LogIndex, LogIndex)> {
+    let (mut rest, mut span) = (&blocks[..], None);
+    while !rest.is_empty() {
+        let header = RunHeader::decode(rest).ok()?;
+        rest = rest.get(header.whole_bytes() + header.verdict_bytes()..)?;
+        let first = span.map_or(header.first, |(first, _)| first);
+        span = Some((first, header.last()));
+    }
+    span
 }
 
 pub(super) struct Fetching<F> {
@@ -376,7 +402,7 @@ impl<W: Waiters> Core<W> {
             }
             Some(Place::Fetch) => {
                 // A question that was asked is answered to nobody.
-                let asked = usize::from(self.fetch_asked);
+                let asked = usize::from(self.fetching.as_ref().is_some_and(|fetching| !fetching.answered));
                 let mut at = 0;
                 self.fetches.retain(|fetch| {
                     at += 1;
@@ -420,10 +446,21 @@ impl<W: Waiters> Core<W> {
         let at = request.waiters.iter().position(|(other, _)| *other == call)?;
         let (_, waiter) = request.waiters.swap_remove(at);
         if request.waiters.is_empty() && !request.sent() && matches!(request.stage, Stage::Open) {
-            self.give_up(id);
+            self.unsend(id);
             return Some((waiter, ProposeError::NotSent { reason: NotSent::Deadline }, true));
         }
         Some((waiter, ProposeError::Unknown { ticket, reason: Unresolved::Deadline }, false))
+    }
+
+    /// A request that no server has seen is forgotten; a ticket that the application holds stays reserved.
+    fn unsend(&mut self, id: RequestId) {
+        match self.window.requests.get_mut(&id).filter(|request| request.reserved) {
+            Some(request) => {
+                *request = Request::new(Stage::Reserved, Bytes::new());
+                self.records.push(Record::Reserved(id));
+            }
+            None => self.give_up(id),
+        }
     }
 
     fn give_up(&mut self, id: RequestId) {
@@ -452,7 +489,7 @@ impl<W: Waiters> Core<W> {
             match queued {
                 Queued::Propose { ticket, payload, waiter } => {
                     let id = ticket.map_or(self.window.next, |ticket| ticket.request);
-                    self.open_request(call, id, payload, waiter);
+                    self.open_request(call, id, ticket.is_some(), payload, waiter);
                 }
                 Queued::Reserve { id, waiter } => {
                     self.forget_call(call);
@@ -479,7 +516,7 @@ impl<W: Waiters> Core<W> {
         }
     }
 
-    fn open_request(&mut self, call: CallId, id: RequestId, payload: Bytes, waiter: W::Propose) {
+    fn open_request(&mut self, call: CallId, id: RequestId, reserved: bool, payload: Bytes, waiter: W::Propose) {
         self.issue(id);
         let request = self.window.requests.entry(id).or_insert_with(|| Request::new(Stage::Reserved, Bytes::new()));
         match request.stage {
@@ -491,6 +528,7 @@ impl<W: Waiters> Core<W> {
             Stage::Open | Stage::Replied(..) => {}
             Stage::Reserved | Stage::Done => {
                 *request = Request::new(Stage::Open, payload.clone());
+                request.reserved = reserved;
                 self.records.push(Record::Request(id, payload));
                 self.after.push(After::Send(id));
             }
@@ -519,7 +557,9 @@ impl<W: Waiters> Core<W> {
         }
         for id in ids {
             let Some(ticket) = self.ticket(*id) else { return };
-            let Some(request) = self.window.requests.get_mut(id).filter(|request| matches!(request.stage, Stage::Open)) else { continue };
+            let Some(request) = self.window.requests.get_mut(id).filter(|request| matches!(request.stage, Stage::Open)) else {
+                continue;
+            };
             request.refusals += 1;
             // No server will ever take it.
             if matches!(code, Code::TooLarge | Code::Malformed) {
@@ -546,7 +586,9 @@ impl<W: Waiters> Core<W> {
 
     pub(super) fn take_reply(&mut self, reply: WireReply) {
         let WireReply { id, index, term, repeat, outcome } = reply;
-        let Some(request) = self.window.requests.get_mut(&id).filter(|request| matches!(request.stage, Stage::Open)) else { return };
+        let Some(request) = self.window.requests.get_mut(&id).filter(|request| matches!(request.stage, Stage::Open)) else {
+            return;
+        };
         self.acknowledged = self.acknowledged.max(index);
         let result = match outcome {
             Outcome::Applied(reply) => Ok(Answer { index, term, repeat, reply }),
@@ -558,7 +600,7 @@ impl<W: Waiters> Core<W> {
             Outcome::SessionExpired => return self.end_session(Ended::Expired),
             Outcome::Superseded(current) => return self.end_session(Ended::Superseded(current)),
         };
-        request.stage = Stage::Replied(index, result);
+        request.stage = Stage::Replied(result);
         let applied = self.position.is_some_and(|(applied, _)| applied >= index);
         if applied || self.options.feed == FeedMode::Thin {
             self.settle(id);
@@ -570,7 +612,7 @@ impl<W: Waiters> Core<W> {
     /// The reply is there and its index is applied.
     pub(super) fn settle(&mut self, id: RequestId) {
         let Some(request) = self.window.requests.get_mut(&id) else { return };
-        if let Stage::Replied(_, result) = std::mem::replace(&mut request.stage, Stage::Open) {
+        if let Stage::Replied(result) = std::mem::replace(&mut request.stage, Stage::Open) {
             self.finish(id, result);
         }
     }
@@ -635,30 +677,59 @@ impl<W: Waiters> Core<W> {
     }
 
     pub(super) fn ask_fetch(&mut self) {
-        if self.fetch_asked {
+        if self.fetching.is_some() {
             return;
         }
         let Some(fetch) = self.fetches.front() else { return };
         let Some(link) = self.first.and_then(|first| self.links.get_mut(&first)) else { return };
         link.say(Say::Fetch(fetch.from, fetch.to));
-        self.fetch_asked = true;
+        self.fetching = Some(Collected { next: fetch.from, to: fetch.to, pieces: Vec::new(), bytes: 0, answered: false });
     }
 
-    /// Blocks came; they answer the question only if they begin with the entry asked for.
-    pub(super) fn fetched(&mut self, first: LogIndex, last: LogIndex, blocks: Bytes) {
-        if self.fetches.front().is_some_and(|fetch| (first..=last).contains(&fetch.from)) {
-            self.finish_fetch(Ok(blocks));
+    /// A piece of the answer to a fetch: blocks up to the last one asked for, or none if the server has no more.
+    pub(super) fn fetched(&mut self, blocks: Bytes) -> Result<(), LinkError> {
+        let Some(fetching) = &mut self.fetching else { return Ok(()) };
+        let mut done = blocks.is_empty();
+        if !done {
+            let (first, last) = span(&blocks).ok_or(LinkError::Malformed("runs"))?;
+            if !(first..=last).contains(&fetching.next) {
+                return Err(LinkError::Malformed("runs out of place"));
+            }
+            fetching.next = last.next();
+            done = last >= fetching.to;
+            if !fetching.answered {
+                fetching.bytes += blocks.len();
+                fetching.pieces.push(blocks);
+            }
         }
+        if (done || fetching.bytes >= FETCH_BYTES_MAX) && !fetching.answered {
+            fetching.answered = true;
+            let pieces = std::mem::take(&mut fetching.pieces);
+            self.answer_fetch(Ok(pieces));
+        }
+        if done {
+            self.fetching = None;
+            self.ask_fetch();
+        }
+        Ok(())
     }
 
-    pub(super) fn finish_fetch(&mut self, result: Result<Bytes, StreamError>) {
-        self.fetch_asked = false;
+    /// The server does not keep what comes next.
+    pub(super) fn trimmed(&mut self, first: LogIndex) {
+        let Some(fetching) = self.fetching.take() else { return };
+        if !fetching.answered {
+            let none = fetching.pieces.is_empty();
+            self.answer_fetch(if none { Err(StreamError::Trimmed { first }) } else { Ok(fetching.pieces) });
+        }
+        self.ask_fetch();
+    }
+
+    fn answer_fetch(&mut self, result: Result<Vec<Bytes>, StreamError>) {
         if let Some(fetch) = self.fetches.pop_front()
             && self.forget_call(fetch.call).is_some()
         {
             self.events.push_back(Event::Fetched { waiter: fetch.waiter, result });
         }
-        self.ask_fetch();
     }
 
     /// Another epoch: indices mean something else now.
@@ -667,7 +738,7 @@ impl<W: Waiters> Core<W> {
             self.forget_call(call);
             self.events.push_back(Event::Read { waiter, result: Err(ReadError::Epoch) });
         }
-        self.fetch_asked = false;
+        self.fetching = None;
         for fetch in std::mem::take(&mut self.fetches) {
             self.forget_call(fetch.call);
             self.events.push_back(Event::Fetched { waiter: fetch.waiter, result: Err(StreamError::Epoch) });
@@ -687,7 +758,7 @@ impl<W: Waiters> Core<W> {
             let Some(request) = self.window.requests.get_mut(&id) else { continue };
             let unsent = !request.sent() && !journal_failed;
             let result = match &request.stage {
-                Stage::Replied(_, result) => result.clone(),
+                Stage::Replied(result) => result.clone(),
                 _ if unsent => Err(ProposeError::NotSent { reason: NotSent::Closed(why.clone()) }),
                 _ => Err(ProposeError::Unknown { ticket, reason: Unresolved::Closed }),
             };
@@ -696,7 +767,7 @@ impl<W: Waiters> Core<W> {
                 if unsent { self.after.push(After::Tell(event)) } else { self.events.push_back(event) }
             }
             if unsent {
-                self.give_up(id);
+                self.unsend(id);
             }
         }
         for (_, waiter) in self.reads.drain() {

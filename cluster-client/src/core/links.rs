@@ -3,21 +3,26 @@
 use std::collections::VecDeque;
 
 use relay::wire::{
-    Admit, ClientFrame, Code, FeedMode, Hello, PROTOCOL_VERSION, Proposal, ResumePoint, ServerFrame, SessionProof, SessionSecret, Start,
-    WireLimits,
+    Admit, ClientFrame, Code, FeedMode, Hello, PROTOCOL_VERSION, Proposal, ResumePoint, ServerFrame, SessionProof, SessionSecret,
+    Start, WireLimits,
 };
 use voter_mesh::ids::{Identity, LogIndex, RaftId, RequestId, RoomId, Time};
-use voter_mesh::run::{RunHeader, chain_zero};
+use voter_mesh::run::chain_zero;
 
 use super::collecting::Collecting;
 use super::session::{Attach, Ended};
 use super::window::Stage;
 use super::{ACK_MS, Core, Event, LinkId, Waiters, ms};
-use crate::error::StreamError;
 use crate::status::{CloseReason, LinkError};
 
 /// A link that held this long was good: losing it does not count as a failed dial.
 const GOOD_LINK_MS: u64 = 1_000;
+
+/// A question about the session that is not answered for this long is asked again; it is idempotent.
+const SESSION_AGAIN_MS: u64 = 2_000;
+
+/// A refused question about the session is asked again within this time, beyond what the server says.
+const SESSION_RETRY_MS: u64 = 100;
 
 /// The shortest and longest ping periods that a server can ask for.
 const PING_MS: std::ops::RangeInclusive<u64> = 100..=600_000;
@@ -76,6 +81,8 @@ pub(super) struct Link {
     /// What the hello said of the session.
     proved: Option<SessionProof>,
     pub(super) session: LinkSession,
+    /// When an unanswered question about the session is asked again.
+    ask_again_us: Option<u64>,
     heard_us: u64,
     sent_us: u64,
     pinged_us: u64,
@@ -96,6 +103,7 @@ impl Link {
             feeding: false,
             proved: None,
             session: LinkSession::Unknown,
+            ask_again_us: None,
             heard_us: 0,
             sent_us: 0,
             pinged_us: 0,
@@ -147,6 +155,7 @@ impl Link {
     pub(super) fn ask_session(&mut self, asked: Asked, say: Say) {
         if matches!(self.session, LinkSession::Unknown | LinkSession::Known) && self.is_admitted() {
             self.session = LinkSession::Asked(asked);
+            self.ask_again_us = None;
             self.say.push_back(say);
         }
     }
@@ -160,10 +169,26 @@ impl Link {
         }
     }
 
+    /// What was asked may be asked again.
     pub(super) fn forget_asked(&mut self) {
-        if matches!(self.session, LinkSession::Asked(_)) {
-            self.session = LinkSession::Known;
+        match self.session {
+            LinkSession::Asked(Asked::Open) => self.session = LinkSession::Unknown,
+            LinkSession::Asked(Asked::Attach) => self.session = LinkSession::Known,
+            _ => {}
         }
+    }
+
+    /// What was asked is answered.
+    pub(super) fn answered(&mut self) {
+        self.ask_again_us = None;
+    }
+
+    /// The question was refused. Without the session's attachment, only its secret helps.
+    fn session_refused(&mut self, again_us: u64, code: Code) {
+        if code == Code::Auth {
+            self.session = LinkSession::Unknown;
+        }
+        self.ask_again_us = Some(again_us);
     }
 
     pub(super) fn close_session(&mut self) {
@@ -195,10 +220,10 @@ impl<W: Waiters> Core<W> {
         if self.closed.is_some() {
             return;
         }
-        if self.first.is_none() {
-            if let Some(link) = self.links.iter().find(|(_, link)| link.is_admitted()).map(|(id, _)| *id) {
-                self.follow(link);
-            }
+        if self.first.is_none()
+            && let Some(link) = self.links.iter().find(|(_, link)| link.is_admitted()).map(|(id, _)| *id)
+        {
+            self.follow(link);
         }
         self.dial_at_us = None;
         while self.links.len() < self.options.links {
@@ -236,7 +261,7 @@ impl<W: Waiters> Core<W> {
             link.feeding = false;
             link.say(Say::Resume);
         }
-        self.fetch_asked = false;
+        self.fetching = None;
         self.reads.link_changed();
         self.requeue_requests();
         self.pursue_session();
@@ -340,16 +365,21 @@ impl<W: Waiters> Core<W> {
             }
             ServerFrame::Read { id: read, index } => self.take_read(read, index, now),
             ServerFrame::ReadRefused { id: read, .. } => self.read_refused(read, now),
+            ServerFrame::ProposeRefused { ids, code, retry_after_ms } if ids.is_empty() => {
+                let wait_us = ms(u64::from(retry_after_ms.unwrap_or(0))) + self.randomness.below(ms(SESSION_RETRY_MS));
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.session_refused(now.monotonic_us + wait_us, code);
+                }
+            }
             ServerFrame::ProposeRefused { ids, code, retry_after_ms } => self.requests_refused(id, &ids, code, retry_after_ms, now),
             ServerFrame::Runs(blocks) => {
-                if first && self.fetch_asked {
-                    let header = RunHeader::decode(&blocks).map_err(|_| LinkError::Malformed("runs"))?;
-                    self.fetched(header.first, header.last(), blocks);
+                if first {
+                    self.fetched(blocks)?;
                 }
             }
             ServerFrame::Trimmed { first: index } => {
-                if first && self.fetch_asked {
-                    self.finish_fetch(Err(StreamError::Trimmed { first: index }));
+                if first {
+                    self.trimmed(index);
                 }
             }
             ServerFrame::Pong { .. } => {}
@@ -462,6 +492,12 @@ impl<W: Waiters> Core<W> {
             self.hang_up(id, error, now);
         }
         for link in self.links.values_mut() {
+            if link.ask_again_us.take_if(|at| *at <= now_us).is_some() {
+                link.forget_asked();
+            }
+        }
+        self.pursue_session();
+        for link in self.links.values_mut() {
             if link.ping_at_us().is_some_and(|at| at <= now_us) {
                 link.pinged_us = now_us;
                 link.say(Say::Ping);
@@ -493,7 +529,7 @@ impl<W: Waiters> Core<W> {
         }
         let stall_us = ms(self.options.limits.stall_ms);
         let ahead = self.ahead_since_us.map(|since| (since + stall_us, false));
-        let waiting = self.window.in_flight() || self.reads.is_asked() || self.fetch_asked;
+        let waiting = self.window.in_flight() || self.reads.is_asked() || self.fetching.is_some();
         let silent = waiting.then(|| match link.probed_us {
             Some(probed) => (probed + stall_us / 2, false),
             None => (link.expecting_since_us.unwrap_or(link.heard_us) + stall_us / 2, true),
@@ -506,7 +542,8 @@ impl<W: Waiters> Core<W> {
             let handshake = (!link.is_admitted()).then_some((link.handshake_by_us, "a handshake must be over"));
             let ping = link.ping_at_us().map(|at| (at, "a ping is due"));
             let dead = link.dead_at_us().map(|at| (at, "a silent link is dead"));
-            [handshake, ping, dead].into_iter().flatten()
+            let again = link.ask_again_us.map(|at| (at, "the session is asked after again"));
+            [handshake, ping, dead, again].into_iter().flatten()
         });
         let ack = (self.first.is_some() && self.options.feed != FeedMode::Thin)
             .then_some(self.position)
@@ -535,6 +572,9 @@ impl<W: Waiters> Core<W> {
     }
 
     fn phrase(&mut self, id: LinkId, say: Say, now: Time) -> ClientFrame {
+        if let (Say::SessionOpen(_) | Say::SessionAttach(_), Some(link)) = (&say, self.links.get_mut(&id)) {
+            link.ask_again_us = Some(now.monotonic_us + ms(SESSION_AGAIN_MS));
+        }
         let resume = match self.options.feed {
             FeedMode::Thin => None,
             _ => self.position.map(|(applied, chain)| ResumePoint { applied, chain }),

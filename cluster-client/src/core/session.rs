@@ -204,6 +204,7 @@ impl<W: Waiters> Core<W> {
         let Some(state) = self.links.get_mut(&link) else { return Ok(()) };
         let LinkSession::Asked(asked) = state.session else { return Ok(()) };
         state.session = LinkSession::Known;
+        state.answered();
         let Some(identity) = self.identity else { return Ok(()) };
         let record = SessionRecord { cluster: identity.cluster, epoch: identity.epoch, session, opening };
         match (&self.session, asked) {
@@ -264,7 +265,7 @@ impl<W: Waiters> Core<W> {
             let Some(ticket) = session.map(|session| Ticket { session, request: id }) else { continue };
             let result = match request.stage {
                 Stage::Done => continue,
-                Stage::Replied(_, result) => result,
+                Stage::Replied(result) => result,
                 Stage::Reserved => Err(why.unsent()),
                 Stage::Open if !request.sent() => Err(why.unsent()),
                 Stage::Open => Err(match why {

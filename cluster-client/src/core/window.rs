@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use voter_mesh::ids::{LogIndex, RequestId};
+use voter_mesh::ids::RequestId;
 
-use super::{Answer, CallId};
-use crate::error::ProposeError;
+use super::{CallId, ProposeResult};
 
 /// What has become of a request so far.
 pub(super) enum Stage {
@@ -15,7 +14,7 @@ pub(super) enum Stage {
     /// Proposed, not answered.
     Open,
     /// The reply is there; the learner has yet to apply this index.
-    Replied(LogIndex, Result<Answer, ProposeError>),
+    Replied(ProposeResult),
     /// Answered or given up; kept only because it may be a record that the server's window counts.
     Done,
 }
@@ -25,6 +24,8 @@ pub(super) struct Request<P> {
     pub(super) payload: Bytes,
     /// Who waits: calls and their waiters.
     pub(super) waiters: Vec<(CallId, P)>,
+    /// The application holds its ticket: if it was not sent, it is reserved again rather than given up.
+    pub(super) reserved: bool,
     /// Its record is written.
     pub(super) journaled: bool,
     /// How often it was handed to a socket; an earlier process counts as once.
@@ -35,7 +36,7 @@ pub(super) struct Request<P> {
 
 impl<P> Request<P> {
     pub(super) fn new(stage: Stage, payload: Bytes) -> Self {
-        Self { stage, payload, waiters: Vec::new(), journaled: false, copies: 0, refusals: 0 }
+        Self { stage, payload, waiters: Vec::new(), reserved: false, journaled: false, copies: 0, refusals: 0 }
     }
 
     /// Whether a server may have seen it.

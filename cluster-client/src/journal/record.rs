@@ -160,7 +160,8 @@ impl JournalState {
                 self.open.remove(id);
             }
             Record::Reserved(id) => {
-                self.open.entry(*id).or_insert(None);
+                // Also takes back a request that was never sent.
+                self.open.insert(*id, None);
             }
             Record::Ended => *self = Self::default(),
         }
