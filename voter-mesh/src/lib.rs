@@ -13,6 +13,7 @@ pub mod entry;
 pub mod ids;
 mod layout;
 pub mod learner;
+pub mod log;
 pub mod machine;
 pub mod mesh;
 pub mod outcome;

@@ -1,0 +1,40 @@
+//! A server's data directory: the only code of the product that writes the server's files.
+//!
+//! ```text
+//! DIR/LOCK                         held while a process uses the directory
+//! DIR/node                         who this server is: [`NodeRecord`]
+//! DIR/log/SEQUENCE.seg             segments of the log, 16 hex digits; rules in [`voter_mesh::log`]
+//! DIR/log/SEQUENCE.spare           a segment that was trimmed and waits to be overwritten
+//! DIR/snapshots/RUN-TERM.snap      the newest snapshot and the one before it
+//! ```
+//!
+//! * [`DataDir`] locks the directory and keeps the node record. [`SnapshotStore`] writes, receives and reads snapshots.
+//! * [`Log`] is the log itself, used by one thread at a time: [`Log::create`] once in a life, [`Log::recover`] at every other start.
+//! * [`LogWriter`] is the thread that then owns it: all that waits goes into one write pass and one sync. [`LogReader`] reads what is
+//!   durable, on any thread, while the writer appends and trims.
+//!
+//! Files are replaced, never edited, except for the newest segment: temporary name, sync, rename, sync of the directory. A write or
+//! sync that failed is never tried again: the kernel may have marked the lost pages clean, and a retry would lie.
+//! Every byte is drawn in `docs/formats.md`.
+
+mod data_dir;
+mod error;
+mod files;
+mod index;
+mod log;
+mod reader;
+mod recovery;
+mod snapshots;
+mod writer;
+
+pub use data_dir::{DataDir, NodeRecord, NodeState};
+pub use error::{DiskError, WriteFailed};
+pub use log::{Batch, Log, LogOptions};
+pub use reader::{LogReader, Pin, ReadError};
+pub use recovery::LogRecovered;
+pub use snapshots::{Receiving, SNAPSHOT_BYTES_MAX, SnapshotStore};
+pub use writer::{LogEvent, LogWriter, SubmitRefused, WriterLimits};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,161 @@
+//! The directory, its lock, and who the server in it is.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use voter_mesh::configuration::Configuration;
+use voter_mesh::ids::{DirectoryId, Identity, RaftId, Seat};
+
+use super::error::{At, DiskError};
+use super::files;
+
+/// The version of the node record's format that this code writes.
+const NODE_FORMAT_VERSION: u32 = 1;
+
+const NODE_MAGIC: [u8; 8] = *b"QUORNODE";
+
+/// How far this server's life has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum NodeState {
+    /// It has a directory and belongs to nobody.
+    Empty,
+    /// It has confirmed an offer to form a cluster.
+    Offered {
+        /// Which one.
+        offer: u64,
+    },
+    /// It has met a formed cluster, and catches up for a seat in it.
+    Newcomer,
+    /// It is a member.
+    Formed,
+}
+
+/// Who the server in a directory is. Stored as a whole.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The directory's own identity.
+    pub directory: DirectoryId,
+    /// The seat it was started for.
+    pub seat: Seat,
+    /// Its id, once it has one.
+    pub id: Option<RaftId>,
+    /// Its history, once it has one.
+    pub identity: Option<Identity>,
+    /// The configuration that it was formed with or offered.
+    pub configuration: Configuration,
+    /// Name and version of its state machine.
+    pub machine: (String, u32),
+    /// How far it has come.
+    pub state: NodeState,
+}
+
+/// A data directory that this process alone uses. The lock goes with the value.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    node: Option<NodeRecord>,
+    directory: DirectoryId,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Creates the directory if need be, locks it, and reads its node record.
+    ///
+    /// # Errors
+    /// [`DiskError::Locked`] if another process (or another value in this one) has it: then nothing was written. `Newer`, `Damaged`,
+    /// `Io`: the lock is free again.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, DiskError> {
+        let path = path.as_ref().to_path_buf();
+        files::create_directory(&path)?;
+        let lock_path = path.join("LOCK");
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path).at("open", &lock_path)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(DiskError::Locked { path: lock_path }),
+            result => result.at("lock", &lock_path)?,
+        }
+        files::create_directory(&path.join("log"))?;
+        files::create_directory(&path.join("snapshots"))?;
+        let node = read_node(&path.join("node"))?;
+        let directory = match &node {
+            Some(node) => node.directory,
+            None => mint().at("draw an identity for", &path)?,
+        };
+        Ok(Self { path, node, directory, _lock: lock })
+    }
+
+    /// The node record, if one was ever stored.
+    #[must_use]
+    pub const fn node(&self) -> Option<&NodeRecord> {
+        self.node.as_ref()
+    }
+
+    /// Stores the node record durably, as a whole or not at all.
+    ///
+    /// # Errors
+    /// `Io`: the one before it stands.
+    pub fn store_node(&mut self, node: &NodeRecord) -> Result<(), DiskError> {
+        let path = self.path.join("node");
+        let mut bytes = Vec::with_capacity(512);
+        bytes.extend_from_slice(&NODE_MAGIC);
+        bytes.extend_from_slice(&NODE_FORMAT_VERSION.to_le_bytes());
+        ciborium::into_writer(node, &mut bytes).map_err(io::Error::other).at("encode", &path)?;
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        files::replace(&path, &bytes)?;
+        self.directory = node.directory;
+        self.node = Some(node.clone());
+        Ok(())
+    }
+
+    /// The directory's own identity: that of the node record, or one drawn just now, durable with the first record that is stored.
+    #[must_use]
+    pub const fn directory(&self) -> DirectoryId {
+        self.directory
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn log_path(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    pub(super) fn snapshots_path(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+}
+
+fn mint() -> io::Result<DirectoryId> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(DirectoryId(bytes))
+}
+
+fn read_node(path: &Path) -> Result<Option<NodeRecord>, DiskError> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result.at("read", path)?,
+    };
+    let damaged = |why: &str| DiskError::Damaged { path: path.into(), why: why.into() };
+    let Some((sealed, crc)) = bytes.split_last_chunk::<4>() else { return Err(damaged("it is too short")) };
+    let (Some(magic), Some(version), Some(mut body)) = (sealed.get(..8), sealed.get(8..12), sealed.get(12..)) else {
+        return Err(damaged("it is too short"));
+    };
+    if magic != NODE_MAGIC {
+        return Err(damaged("it is not a node record"));
+    }
+    if crc32c::crc32c(sealed) != u32::from_le_bytes(*crc) {
+        return Err(damaged("its checksum does not match"));
+    }
+    let found = version.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte));
+    if found != NODE_FORMAT_VERSION {
+        return Err(DiskError::Newer { path: path.into(), found, known: NODE_FORMAT_VERSION });
+    }
+    ciborium::from_reader(&mut body).map(Some).map_err(|error| damaged(&error.to_string()))
+}

@@ -1,0 +1,121 @@
+//! Where in which segment a run stands: shared between the one writer and all readers.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use voter_mesh::ids::RunIndex;
+use voter_mesh::log::RECORDS_AT;
+use voter_mesh::run::{RunHeader, Tail};
+
+use super::files;
+
+/// Bytes between two points of a segment's index: what a reader skips at most, beside one run, before it is where it wants to be.
+const POINT_BYTES: u64 = 64 << 10;
+
+/// One segment as readers see it.
+#[derive(Debug)]
+pub(super) struct Extent {
+    /// More than one holder: a reader is in it, and its file must not be overwritten.
+    pub(super) file: Arc<File>,
+    pub(super) path: PathBuf,
+    pub(super) before: Tail,
+    /// Some of its runs and where they begin, ascending; the first one always.
+    points: Vec<(RunIndex, u64)>,
+    /// Where its last run ends.
+    pub(super) end: u64,
+}
+
+impl Extent {
+    pub(super) fn new(file: Arc<File>, path: PathBuf, before: Tail) -> Self {
+        Self { file, path, before, points: Vec::new(), end: RECORDS_AT }
+    }
+
+    /// Notes the next run.
+    pub(super) fn push(&mut self, run: RunIndex, bytes: usize) {
+        if self.points.last().is_none_or(|(_, at)| self.end - at >= POINT_BYTES) {
+            self.points.push((run, self.end));
+        }
+        self.end += bytes as u64;
+    }
+
+    /// Forgets the runs above `keep`, which ends at `end`.
+    pub(super) fn cut(&mut self, keep: RunIndex, end: u64) {
+        self.points.retain(|(run, _)| *run <= keep);
+        self.end = end;
+    }
+
+    /// About how many bytes its runs below `run` have.
+    pub(super) fn bytes_below(&self, run: RunIndex) -> u64 {
+        let end = self.points.iter().find(|(point, _)| *point >= run).map_or(self.end, |(_, at)| *at);
+        end - RECORDS_AT
+    }
+
+    /// Where a run at or before `run` begins.
+    pub(super) fn at_or_before(&self, run: RunIndex) -> u64 {
+        let after = self.points.partition_point(|(point, _)| *point <= run);
+        after.checked_sub(1).and_then(|point| self.points.get(point)).map_or(RECORDS_AT, |(_, at)| *at)
+    }
+}
+
+/// All segments, oldest first. The last one is the writer's; there is always one.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    pub(super) extents: VecDeque<Extent>,
+    /// The last run that a reader may see.
+    pub(super) durable: RunIndex,
+    /// Runs from which on nothing may be trimmed, by who said so.
+    pub(super) pins: BTreeMap<u64, RunIndex>,
+    pub(super) pins_ever: u64,
+}
+
+impl Index {
+    /// Which extent holds `run`, if the log does.
+    pub(super) fn holder(&self, run: RunIndex) -> Option<usize> {
+        self.extents.partition_point(|extent| extent.before.run < run).checked_sub(1)
+    }
+
+    /// The end of the log before its first run.
+    pub(super) fn before_first(&self) -> Option<Tail> {
+        self.extents.front().map(|extent| extent.before)
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Shared(Mutex<Index>);
+
+impl Shared {
+    pub(super) fn new(index: Index) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(index)))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Index> {
+        // Nothing panics while it holds the index, and every change to it is whole before anything else can fail.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Walks the headers of the runs in `file` from `at` on to run `run`; returns where it begins. Bodies are not looked at.
+pub(super) fn seek(file: &File, mut at: u64, run: RunIndex) -> io::Result<(RunHeader, u64)> {
+    /// Much more than the index skips in small runs; a large one costs a read of its own.
+    const SEEK_BYTES: usize = 2 * POINT_BYTES as usize;
+    loop {
+        let bytes = files::read_at(file, at, SEEK_BYTES)?;
+        let mut offset = 0;
+        while let Some(Ok(header)) = bytes.get(offset..).map(RunHeader::decode) {
+            match header.run.cmp(&run) {
+                Ordering::Less => offset += header.whole_bytes(),
+                Ordering::Equal => return Ok((header, at + offset as u64)),
+                Ordering::Greater => break,
+            }
+        }
+        // No progress: the next header is bad, or beyond what is sought.
+        if offset == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("run {run} does not stand where it should")));
+        }
+        at += offset as u64;
+    }
+}

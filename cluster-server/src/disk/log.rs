@@ -1,0 +1,400 @@
+//! The log: batches go in, and after [`Log::sync`] they are durable.
+//!
+//! Nothing that a sync has confirmed is ever overwritten. Where raft cuts an uncommitted tail, or a snapshot takes the log's place, a
+//! new segment says so in its header, and its rename is the moment at which it is so; the files that it voids go afterwards.
+
+use std::fs::File;
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use voter_mesh::ids::{Identity, RaftId, RunIndex, Term};
+use voter_mesh::log::{END_BYTES, Intent, MARK_AT, Mark, RECORDS_AT, SegmentHeader, SegmentKind, reaches};
+use voter_mesh::run::{Run, Tail};
+
+use super::data_dir::DataDir;
+use super::error::{At, DiskError, WriteFailed};
+use super::files;
+use super::index::{Extent, Index, Shared, seek};
+use super::reader::LogReader;
+use super::recovery;
+
+/// Zeros that are written ahead into a segment that was never written to its end. One sync in so many bytes then pays for new blocks,
+/// and all others overwrite, which is faster.
+const AHEAD_BYTES: u64 = 1 << 20;
+
+/// How large the log's files are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogOptions {
+    /// Bytes of a segment file. Default 64 MiB. Smaller: more files, finer trimming; a run that does not fit gets a larger one.
+    pub segment_bytes: u64,
+    /// Trimmed segments that are kept to be overwritten, instead of making new files. Default 2.
+    pub spares_max: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20, spares_max: 2 }
+    }
+}
+
+/// What is to become durable together.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Named in the answer; rises.
+    pub number: u64,
+    /// Raft's term.
+    pub term: Term,
+    /// Who has this server's vote in it, or [`RaftId::NONE`].
+    pub vote: RaftId,
+    /// Raft's commit index.
+    pub commit: RunIndex,
+    /// The term of the leader that the append, cut or install obeys.
+    pub writer_term: Term,
+    /// The log restarts behind this snapshot, which is durable; runs follow it then.
+    pub install: Option<Tail>,
+    /// Runs above this one are cut before `runs` are appended.
+    pub keep_through: Option<RunIndex>,
+    /// What is appended.
+    pub runs: Vec<Run>,
+    /// Sync even if there is nothing to write. A commit index alone needs no sync.
+    pub must_sync: bool,
+}
+
+impl Batch {
+    /// Bytes of its runs.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.runs.iter().map(|run| run.bytes().len()).sum()
+    }
+}
+
+/// The segment that is written to.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) file: Arc<File>,
+    pub(super) path: PathBuf,
+    pub(super) sequence: u64,
+    pub(super) bytes: u64,
+    /// Where the next run goes; the bytes of `pending` are still to be written before it.
+    pub(super) next: u64,
+    /// Up to here the file has been written before, so that overwriting needs no new blocks.
+    pub(super) written_through: u64,
+}
+
+/// A server's log. Used by one thread; [`Log::reader`] is for all others.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) directory: PathBuf,
+    pub(super) identity: Identity,
+    pub(super) id: RaftId,
+    pub(super) options: LogOptions,
+    /// As the disk has it, except for what was taken since the last sync. `last` and `must_reach` are set when it is written.
+    pub(super) mark: Mark,
+    /// The end of the log, with all that was taken.
+    pub(super) tail: Tail,
+    pub(super) active: Active,
+    pub(super) spares: Vec<PathBuf>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) pending: Vec<Bytes>,
+    /// Something was taken that needs a mark and a sync.
+    pub(super) unsynced: bool,
+}
+
+impl Log {
+    /// Begins the log of a new life behind `begin`: [`Tail::zero`] when a cluster forms,
+    /// [`empty_tail`](voter_mesh::log::empty_tail) for a newcomer. Replaces a log that an interrupted attempt left.
+    ///
+    /// # Errors
+    /// [`DiskError::LogExists`] if the log there has held a run, a term or a vote; `Io`.
+    pub fn create(dir: &DataDir, identity: Identity, id: RaftId, begin: Tail, options: LogOptions) -> Result<Self, DiskError> {
+        let directory = dir.log_path();
+        if recovery::is_used(&directory)? {
+            return Err(DiskError::LogExists { path: directory });
+        }
+        for (_, path) in files::list(&directory)? {
+            files::remove(&path)?;
+        }
+        let mark = Mark {
+            sequence: 1,
+            segment: 0,
+            term: Term(0),
+            vote: RaftId::NONE,
+            commit: RunIndex::ZERO,
+            last: begin,
+            synced_through: begin.run,
+            must_reach: None,
+            vote_lost: false,
+        };
+        let header = SegmentHeader { kind: SegmentKind::Restarts, identity, id, sequence: 1, before: begin };
+        let (active, mark) = make_segment(&directory, &header, mark, options.segment_bytes, None)?;
+        let extent = Extent::new(Arc::clone(&active.file), active.path.clone(), begin);
+        let shared = Shared::new(Index { extents: [extent].into(), durable: begin.run, ..Index::default() });
+        let (spares, pending) = (Vec::new(), Vec::new());
+        Ok(Self { directory, identity, id, options, mark, tail: begin, active, spares, shared, pending, unsynced: false })
+    }
+
+    /// The end of the log, with all that was taken.
+    #[must_use]
+    pub const fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
+    /// The end that the log must reach before this replica counts as whole, if it has lost something.
+    #[must_use]
+    pub fn must_reach(&self) -> Option<Tail> {
+        self.mark.must_reach.filter(|goal| !reaches(&self.tail, goal))
+    }
+
+    /// A lone voter's answer to [`Verdict::Doubtful`](voter_mesh::log::Verdict): nobody else can have what is missing, so the end
+    /// stands. Durable with the next sync.
+    pub fn accept_end(&mut self) {
+        self.mark.must_reach = None;
+        self.unsynced = true;
+    }
+
+    /// A quorum was heard, and this server's term is at least the highest among it: a vote that a lost mark may have held binds
+    /// nothing any more. Durable with the next sync.
+    pub fn settle_vote(&mut self) {
+        self.unsynced |= self.mark.vote_lost;
+        self.mark.vote_lost = false;
+    }
+
+    /// Reads of what is durable, from any thread.
+    #[must_use]
+    pub fn reader(&self) -> LogReader {
+        LogReader::new(Arc::clone(&self.shared))
+    }
+
+    /// Takes a batch: after the next [`Log::sync`] it is durable.
+    ///
+    /// # Errors
+    /// `Fenced` or `NotNext`: nothing of it was taken, and the log goes on without it. `Disk`: drop the log, and recover.
+    pub fn take(&mut self, batch: &Batch) -> Result<(), WriteFailed> {
+        let cut = batch.keep_through.filter(|keep| *keep < self.tail.run);
+        let writes = batch.install.is_some() || cut.is_some() || !batch.runs.is_empty();
+        self.mark.admit(&Intent {
+            term: batch.term,
+            vote: batch.vote,
+            writer: writes.then_some(batch.writer_term),
+            cut_above: cut,
+            restart_behind: batch.install.map(|tail| tail.run),
+        })?;
+        let mut end = match (batch.install, cut) {
+            (Some(tail), _) => tail,
+            (None, Some(keep)) => self.tail_at(keep)?,
+            (None, None) => self.tail,
+        };
+        let base = end;
+        for run in &batch.runs {
+            let header = run.header();
+            if !end.continues(header) || header.epoch != self.identity.epoch || header.room != self.identity.room {
+                return Err(WriteFailed::NotNext { last: end.run, found: header.run });
+            }
+            end = header.tail();
+        }
+
+        self.unsynced |= writes || batch.must_sync || batch.term > self.mark.term || batch.vote != self.mark.vote;
+        self.mark.term = batch.term;
+        self.mark.vote = batch.vote;
+        if batch.install.is_some() {
+            self.new_segment(SegmentKind::Restarts, base, 0)?;
+        } else if cut.is_some() {
+            self.new_segment(SegmentKind::Continues, base, 0)?;
+        }
+        self.mark.commit = self.mark.commit.max(batch.commit);
+        for run in &batch.runs {
+            self.append(run)?;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was taken: one pass of writes, the mark among them, and one sync. Does nothing if nothing needs it.
+    ///
+    /// # Errors
+    /// `Io`: drop the log, and recover; what is durable is unknown until then.
+    pub fn sync(&mut self) -> Result<(), DiskError> {
+        if !self.unsynced {
+            return Ok(());
+        }
+        self.write_pending()?;
+        let mark = self.next_mark();
+        let sector = mark.encode();
+        files::write_slices_at(&self.active.file, &self.active.path, &mut [IoSlice::new(&sector)], MARK_AT[mark.slot()])?;
+        files::sync_data(&self.active.file, &self.active.path)?;
+        // Only now is it confirmed; the next mark says so.
+        self.mark = Mark { synced_through: self.tail.run, ..mark };
+        self.unsynced = false;
+        self.shared.lock().durable = self.tail.run;
+        Ok(())
+    }
+
+    /// Drops the segments that hold only runs below `below`, as far as no [`Pin`](super::Pin) holds them. Returns the log's first run
+    /// and the term of the run before it.
+    ///
+    /// # Errors
+    /// `Io`: some of them may be gone; the log is whole.
+    pub fn trim(&mut self, below: RunIndex) -> Result<(RunIndex, Term), DiskError> {
+        loop {
+            let mut index = self.shared.lock();
+            let below = index.pins.values().fold(below, |below, pin| below.min(*pin)).min(index.durable.next());
+            let before = index.before_first().unwrap_or(self.tail);
+            match index.extents.get(1) {
+                Some(second) if second.before.run < below => {}
+                _ => return Ok((before.run.next(), before.term)),
+            }
+            let Some(extent) = index.extents.pop_front() else { return Ok((before.run.next(), before.term)) };
+            drop(index);
+            // Each removal is durable before the next: a log never has a hole because of an order that the file system chose.
+            self.retire(extent)?;
+            files::sync_directory(&self.directory)?;
+        }
+    }
+
+    /// The mark as it would be written now.
+    fn next_mark(&self) -> Mark {
+        Mark { sequence: self.mark.sequence + 1, last: self.tail, must_reach: self.must_reach(), ..self.mark }
+    }
+
+    fn append(&mut self, run: &Run) -> Result<(), DiskError> {
+        let bytes = run.bytes().len() as u64;
+        // After a loss the log may end in a segment before the newest one.
+        let behind = self.shared.lock().extents.back().is_none_or(|newest| newest.before.run > self.tail.run);
+        if behind || self.active.next + bytes > self.active.bytes {
+            self.new_segment(SegmentKind::Continues, self.tail, bytes)?;
+        }
+        if let Some(extent) = self.shared.lock().extents.back_mut() {
+            extent.push(run.header().run, run.bytes().len());
+        }
+        self.active.next += bytes;
+        self.pending.push(run.bytes().clone());
+        self.tail = run.header().tail();
+        Ok(())
+    }
+
+    /// Writes the pending runs, and zeros behind them.
+    fn write_pending(&mut self) -> Result<(), DiskError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let Active { next, bytes, .. } = self.active;
+        let start = next - self.pending.iter().map(|run| run.len() as u64).sum::<u64>();
+        let mut end = (next + END_BYTES as u64).min(bytes);
+        if end > self.active.written_through {
+            end = (next.next_multiple_of(4096) + AHEAD_BYTES).min(bytes);
+            self.active.written_through = end;
+        }
+        let mut slices: Vec<_> = self.pending.iter().map(|run| IoSlice::new(run)).collect();
+        slices.extend(files::zeros(end - next));
+        files::write_slices_at(&self.active.file, &self.active.path, &mut slices, start)?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Goes on in a new segment behind `before`, and drops those that it voids. All that was taken up to `before` is durable then.
+    pub(super) fn new_segment(&mut self, kind: SegmentKind, before: Tail, room_bytes: u64) -> Result<(), DiskError> {
+        self.write_pending()?;
+        if self.unsynced {
+            files::sync_data(&self.active.file, &self.active.path)?;
+        }
+        let header = SegmentHeader { kind, identity: self.identity, id: self.id, sequence: self.active.sequence + 1, before };
+        self.tail = before;
+        let mark = Mark { synced_through: before.run, ..self.next_mark() };
+        let bytes = self.options.segment_bytes.max(RECORDS_AT + room_bytes);
+        let spare = if bytes == self.options.segment_bytes { self.spares.pop() } else { None };
+        (self.active, self.mark) = make_segment(&self.directory, &header, mark, bytes, spare)?;
+
+        let mut index = self.shared.lock();
+        let kept = match kind {
+            SegmentKind::Restarts => 0,
+            SegmentKind::Continues => index.extents.partition_point(|extent| extent.before.run < before.run),
+        };
+        let void = index.extents.split_off(kept);
+        let mut cut = None;
+        if let Some(last) = index.extents.back_mut().filter(|_| kind == SegmentKind::Continues) {
+            let (header, at) = seek(&last.file, last.at_or_before(before.run), before.run).at("read", &last.path)?;
+            let end = at + header.whole_bytes() as u64;
+            if end < last.end {
+                last.cut(before.run, end);
+                cut = Some((Arc::clone(&last.file), last.path.clone(), end));
+            }
+        }
+        index.extents.push_back(Extent::new(Arc::clone(&self.active.file), self.active.path.clone(), before));
+        index.durable = before.run;
+        drop(index);
+
+        if let Some((file, path, end)) = cut {
+            files::truncate(&file, &path, end)?;
+        }
+        for extent in void {
+            files::remove(&extent.path)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps a trimmed segment's file for later, if nobody reads it and it has the common size.
+    fn retire(&mut self, extent: Extent) -> Result<(), DiskError> {
+        let bytes = extent.file.metadata().at("inspect", &extent.path)?.len();
+        let wanted = bytes == self.options.segment_bytes && self.spares.len() < self.options.spares_max;
+        if wanted && Arc::strong_count(&extent.file) == 1 {
+            let spare = extent.path.with_extension("spare");
+            files::rename(&extent.path, &spare)?;
+            self.spares.push(spare);
+            return Ok(());
+        }
+        files::remove(&extent.path)
+    }
+
+    /// The end of the log if it ended with run `run`, which it holds.
+    fn tail_at(&mut self, run: RunIndex) -> Result<Tail, WriteFailed> {
+        self.write_pending()?;
+        let index = self.shared.lock();
+        if let Some(extent) = index.extents.iter().find(|extent| extent.before.run == run) {
+            return Ok(extent.before);
+        }
+        let Some(extent) = index.holder(run).and_then(|holder| index.extents.get(holder)) else {
+            return Err(WriteFailed::NotNext { last: self.tail.run, found: run });
+        };
+        let (header, _) = seek(&extent.file, extent.at_or_before(run), run).at("read", &extent.path)?;
+        Ok(header.tail())
+    }
+}
+
+/// Where the segment of this sequence is.
+pub(super) fn segment_path(directory: &Path, sequence: u64) -> PathBuf {
+    directory.join(format!("{sequence:016x}.seg"))
+}
+
+/// Makes a segment under a temporary name, with `mark` in both slots, and gives it its real one. Returns the newer of the two marks.
+fn make_segment(
+    directory: &Path,
+    header: &SegmentHeader,
+    mark: Mark,
+    bytes: u64,
+    spare: Option<PathBuf>,
+) -> Result<(Active, Mark), DiskError> {
+    let path = segment_path(directory, header.sequence);
+    let (making, file, written_through) = match spare {
+        Some(spare) => {
+            let file = files::open(&spare)?;
+            (spare, file, bytes)
+        }
+        None => {
+            let making = path.with_extension("tmp");
+            let file = files::open_new(&making)?;
+            files::allocate(&file, &making, bytes)?;
+            (making, file, RECORDS_AT)
+        }
+    };
+    let first = Mark { segment: header.sequence, ..mark };
+    let second = Mark { sequence: first.sequence + 1, ..first };
+    for (sector, at) in [(header.encode(), 0), (first.encode(), MARK_AT[first.slot()]), (second.encode(), MARK_AT[second.slot()])] {
+        files::write_slices_at(&file, &making, &mut [IoSlice::new(&sector)], at)?;
+    }
+    files::write_slices_at(&file, &making, &mut [IoSlice::new(&[0; END_BYTES])], RECORDS_AT)?;
+    files::sync_data(&file, &making)?;
+    files::rename(&making, &path)?;
+    let sequence = header.sequence;
+    Ok((Active { file: Arc::new(file), path, sequence, bytes, next: RECORDS_AT, written_through }, second))
+}

@@ -1,0 +1,481 @@
+//! Snapshots: the newest and the one before it, each one file that proves itself.
+//!
+//! A file is written, or received from a peer, under a temporary name; it gets its real one when it is whole, checked and synced. So
+//! whatever stands under a real name was good once, and opening the store checks that it still is.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use voter_mesh::ids::{ClusterId, Epoch, Identity, RoomId, RunIndex, Term};
+use voter_mesh::run::Tail;
+use voter_mesh::snapshot::{Hashing, SnapshotMeta};
+
+use super::data_dir::DataDir;
+use super::error::{At, DiskError};
+use super::files;
+
+/// Bytes that a snapshot's file may have. It bounds what a peer can make this server write.
+pub const SNAPSHOT_BYTES_MAX: u64 = 64 << 30;
+
+/// The version of the snapshot format that this code writes. It reads no newer one.
+const SNAPSHOT_FORMAT_VERSION: u32 = 1;
+
+/// Snapshots that are kept: the newest, and the one before it in case the newest turns out to be damaged.
+const KEPT: usize = 2;
+
+/// Bytes under one hash.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes of the index at most: hashes for [`SNAPSHOT_BYTES_MAX`], and the meta.
+const INDEX_BYTES_MAX: u64 = (SNAPSHOT_BYTES_MAX / CHUNK_BYTES as u64) * 32 + (4 << 20);
+
+const ZSTD_LEVEL: i32 = 1;
+const HEADER_BYTES: usize = 64;
+const TRAILER_BYTES: usize = 64;
+const MAGIC: [u8; 8] = *b"QUORSNAP";
+const END_MAGIC: [u8; 8] = *b"QUOREND\n";
+
+/// What stands between the sections and the trailer, as CBOR.
+#[derive(Serialize, Deserialize)]
+struct SnapshotIndex {
+    meta: SnapshotMeta,
+    /// Compressed bytes of the state, which begins behind the header.
+    state_bytes: u64,
+    /// Compressed bytes of the session table, which begins behind the state.
+    sessions_bytes: u64,
+    /// SHA-256 of each [`CHUNK_BYTES`] of the file from its beginning to where this index begins, end to end.
+    #[serde(with = "serde_bytes")]
+    chunks: Vec<u8>,
+}
+
+/// The snapshots of a server. Clones are the same store; it may be used from several threads.
+#[derive(Clone, Debug)]
+pub struct SnapshotStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    identity: Identity,
+    /// The whole ones, oldest first.
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    metas: Vec<SnapshotMeta>,
+    temporary_ever: u64,
+}
+
+impl SnapshotStore {
+    /// Opens the store: removes what interrupted writes left, and reads every snapshot through once to check it. A damaged one is
+    /// passed over with an error in the log, and goes when the next is written.
+    ///
+    /// # Errors
+    /// `Foreign` and `Newer`, with nothing changed; `Io`.
+    pub fn open(dir: &DataDir, identity: Identity) -> Result<Self, DiskError> {
+        let directory = dir.snapshots_path();
+        let mut metas = Vec::new();
+        for (name, path) in files::list(&directory)? {
+            match name.rsplit_once('.') {
+                Some((_, "tmp")) => files::remove(&path)?,
+                Some((_, "snap")) => {
+                    let file = File::open(&path).at("open", &path)?;
+                    match check_whole(file, &path, &identity) {
+                        Ok(meta) if path == snapshot_path(&directory, &meta.tail) => metas.push(meta),
+                        Ok(_) => tracing::error!(path = %path.display(), "snapshot is named as another; passed over"),
+                        Err(error @ DiskError::Damaged { .. }) => tracing::error!(%error, "snapshot passed over"),
+                        Err(error) => return Err(error),
+                    }
+                }
+                _ => {}
+            }
+        }
+        metas.sort_by_key(|meta| meta.tail.run);
+        let kept = Mutex::new(Kept { metas, temporary_ever: 0 });
+        Ok(Self { inner: Arc::new(Inner { directory, identity, kept }) })
+    }
+
+    /// The newest whole snapshot.
+    #[must_use]
+    pub fn newest(&self) -> Option<SnapshotMeta> {
+        self.kept().metas.last().cloned()
+    }
+
+    /// The oldest whole snapshot that is kept. Trim the log below this one, so that it can stand in for the newest.
+    #[must_use]
+    pub fn oldest(&self) -> Option<SnapshotMeta> {
+        self.kept().metas.first().cloned()
+    }
+
+    /// Writes a snapshot and returns its meta with both hashes. It blocks for as long as the disk takes; use a thread for it.
+    ///
+    /// # Errors
+    /// `Io`, of the file or of the closures: nothing is left of it. `Foreign` if `meta` is of another history.
+    pub fn write(
+        &self,
+        mut meta: SnapshotMeta,
+        state: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+        sessions: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<SnapshotMeta, DiskError> {
+        let temporary = self.temporary(&meta.tail)?;
+        check_identity(&temporary.path, &meta.identity, &self.inner.identity)?;
+        let path = &temporary.path;
+        let mut to =
+            Chunked { to: BufWriter::with_capacity(256 << 10, &temporary.file), hash: Sha256::new(), chunks: vec![], bytes: 0 };
+        to.write_all(&encode_header(&meta)).at("write", path)?;
+        meta.state_hash = write_section(&mut to, state).at("write", path)?;
+        let state_bytes = to.bytes - HEADER_BYTES as u64;
+        meta.sessions_hash = write_section(&mut to, sessions).at("write", path)?;
+        let sessions_bytes = to.bytes - HEADER_BYTES as u64 - state_bytes;
+
+        let at = to.bytes;
+        let (mut file, chunks) = to.finish();
+        let index = SnapshotIndex { meta, state_bytes, sessions_bytes, chunks };
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&index, &mut bytes).map_err(io::Error::other).at("encode", path)?;
+        file.write_all(&bytes)
+            .and_then(|()| file.write_all(&encode_trailer(at, &bytes)))
+            .and_then(|()| file.flush())
+            .at("write", path)?;
+        drop(file);
+        self.adopt(temporary, index.meta)
+    }
+
+    /// The state of a snapshot, as its machine wrote it. Whoever reads it compares its hash with the meta's.
+    ///
+    /// # Errors
+    /// `Io` if it is gone meanwhile; `Damaged`.
+    pub fn open_state(&self, meta: &SnapshotMeta) -> Result<Box<dyn Read + Send>, DiskError> {
+        self.open_section(meta, |index| (HEADER_BYTES as u64, index.state_bytes))
+    }
+
+    /// The session table of a snapshot, as it wrote itself. Whoever reads it compares its hash with the meta's.
+    ///
+    /// # Errors
+    /// `Io` if it is gone meanwhile; `Damaged`.
+    pub fn open_sessions(&self, meta: &SnapshotMeta) -> Result<Box<dyn Read + Send>, DiskError> {
+        self.open_section(meta, |index| (HEADER_BYTES as u64 + index.state_bytes, index.sessions_bytes))
+    }
+
+    /// The whole file, for a peer, and its length. It can be read to its end even if it is removed meanwhile.
+    ///
+    /// # Errors
+    /// `Io` if it is gone already.
+    pub fn open_raw(&self, meta: &SnapshotMeta) -> Result<(File, u64), DiskError> {
+        let path = snapshot_path(&self.inner.directory, &meta.tail);
+        let file = File::open(&path).at("open", &path)?;
+        let bytes = file.metadata().at("inspect", &path)?.len();
+        Ok((file, bytes))
+    }
+
+    /// Begins to take a peer's snapshot file of `total` bytes that is said to hold `meta`.
+    ///
+    /// # Errors
+    /// `Foreign` if it is of another history; `Damaged` if it is over [`SNAPSHOT_BYTES_MAX`]; `Io`.
+    pub fn begin_receive(&self, meta: &SnapshotMeta, total: u64) -> Result<Receiving, DiskError> {
+        let temporary = self.temporary(&meta.tail)?;
+        check_identity(&temporary.path, &meta.identity, &self.inner.identity)?;
+        if total > SNAPSHOT_BYTES_MAX {
+            let why = format!("{total} bytes are over the limit of {SNAPSHOT_BYTES_MAX}");
+            return Err(DiskError::Damaged { path: temporary.path.clone(), why });
+        }
+        Ok(Receiving { store: self.clone(), temporary, meta: meta.clone(), total, received: 0 })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn temporary(&self, tail: &Tail) -> Result<Temporary, DiskError> {
+        let number = {
+            let mut kept = self.kept();
+            kept.temporary_ever += 1;
+            kept.temporary_ever
+        };
+        let path = snapshot_path(&self.inner.directory, tail).with_extension(format!("{number}.tmp"));
+        Ok(Temporary { file: files::open_new(&path)?, path, keep: false })
+    }
+
+    /// Gives a whole file its real name, and lets the oldest go.
+    fn adopt(&self, mut temporary: Temporary, meta: SnapshotMeta) -> Result<SnapshotMeta, DiskError> {
+        files::sync_data(&temporary.file, &temporary.path)?;
+        // Held over the rename: two that end at once keep the same two.
+        let mut kept = self.kept();
+        files::rename(&temporary.path, &snapshot_path(&self.inner.directory, &meta.tail))?;
+        temporary.keep = true;
+        kept.metas.retain(|other| other.tail.run != meta.tail.run || other.tail.term != meta.tail.term);
+        kept.metas.push(meta.clone());
+        kept.metas.sort_by_key(|meta| meta.tail.run);
+        let excess = kept.metas.len().saturating_sub(KEPT);
+        kept.metas.drain(..excess);
+        let names: Vec<_> = kept.metas.iter().map(|meta| snapshot_path(&self.inner.directory, &meta.tail)).collect();
+        for (_, path) in files::list(&self.inner.directory)? {
+            if path.extension().is_some_and(|extension| extension == "snap") && !names.contains(&path) {
+                files::remove(&path)?;
+            }
+        }
+        Ok(meta)
+    }
+
+    fn open_section(
+        &self,
+        meta: &SnapshotMeta,
+        place: impl FnOnce(&SnapshotIndex) -> (u64, u64),
+    ) -> Result<Box<dyn Read + Send>, DiskError> {
+        let path = snapshot_path(&self.inner.directory, &meta.tail);
+        let mut file = File::open(&path).at("open", &path)?;
+        let (index, _) = read_index(&mut file, &path, &self.inner.identity)?;
+        let (at, bytes) = place(&index);
+        Ok(Box::new(section(file, at, bytes).at("read", &path)?))
+    }
+}
+
+/// A snapshot that is coming in from a peer. Dropped before [`Receiving::finish`], nothing is left of it.
+#[derive(Debug)]
+pub struct Receiving {
+    store: SnapshotStore,
+    temporary: Temporary,
+    meta: SnapshotMeta,
+    total: u64,
+    received: u64,
+}
+
+impl Receiving {
+    /// How many bytes have come: the offset that the next chunk must have.
+    #[must_use]
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// `Damaged` if they do not begin where the last ones ended, or go past the total: nothing was taken, and the right chunk may
+    /// still come. `Io`.
+    pub fn chunk(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        let path = &self.temporary.path;
+        if offset != self.received || bytes.len() as u64 > self.total - self.received {
+            let why =
+                format!("a chunk at {offset} of {} bytes came when {} of {} were there", bytes.len(), self.received, self.total);
+            return Err(DiskError::Damaged { path: path.clone(), why });
+        }
+        (&self.temporary.file).write_all(bytes).at("write", path)?;
+        self.received += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Checks the file through, every hash of it and that it holds what was said, and makes it the store's, durably. It blocks for as
+    /// long as the disk takes; use a thread for it.
+    ///
+    /// # Errors
+    /// `Damaged`, `Foreign`, `Newer`, `Io`: nothing is left of it.
+    pub fn finish(self) -> Result<SnapshotMeta, DiskError> {
+        let Self { store, temporary, meta, .. } = self;
+        let damaged = |why: String| DiskError::Damaged { path: temporary.path.clone(), why };
+        let open = || File::open(&temporary.path).at("open", &temporary.path);
+        let found = check_whole(open()?, &temporary.path, &store.inner.identity)?;
+        if found != meta {
+            return Err(damaged(format!("it holds run {} of term {}, or not what was announced", found.tail.run, found.tail.term)));
+        }
+        let mut file = open()?;
+        let (index, _) = read_index(&mut file, &temporary.path, &store.inner.identity)?;
+        let state_at = HEADER_BYTES as u64;
+        for (at, bytes, hash, name) in [
+            (state_at, index.state_bytes, meta.state_hash, "state"),
+            (state_at + index.state_bytes, index.sessions_bytes, meta.sessions_hash, "session table"),
+        ] {
+            let mut hashing = Hashing::new(section(open()?, at, bytes).at("read", &temporary.path)?);
+            io::copy(&mut hashing, &mut io::sink()).map_err(|error| damaged(format!("the {name} does not unpack: {error}")))?;
+            if hashing.finish() != hash {
+                return Err(damaged(format!("the {name}'s hash does not match")));
+            }
+        }
+        store.adopt(temporary, meta)
+    }
+}
+
+/// A file under a temporary name, removed unless it gets a real one.
+#[derive(Debug)]
+struct Temporary {
+    file: File,
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Opening the store removes it otherwise.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Hashes what passes, a chunk at a time.
+struct Chunked<W> {
+    to: W,
+    hash: Sha256,
+    chunks: Vec<u8>,
+    bytes: u64,
+}
+
+impl<W> Chunked<W> {
+    fn finish(mut self) -> (W, Vec<u8>) {
+        if !self.bytes.is_multiple_of(CHUNK_BYTES as u64) {
+            self.chunks.extend_from_slice(&self.hash.finalize());
+        }
+        (self.to, self.chunks)
+    }
+}
+
+impl<W: Write> Write for Chunked<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = CHUNK_BYTES - (self.bytes % CHUNK_BYTES as u64) as usize;
+        let written = self.to.write(bytes.get(..room).unwrap_or(bytes))?;
+        self.hash.update(bytes.get(..written).unwrap_or(bytes));
+        self.bytes += written as u64;
+        if written == room {
+            self.chunks.extend_from_slice(&self.hash.finalize_reset());
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Writes one section and returns the hash of what is in it, uncompressed.
+fn write_section(to: &mut impl Write, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<[u8; 32]> {
+    let mut encoder = zstd::Encoder::new(to, ZSTD_LEVEL)?;
+    let mut hashing = BufWriter::with_capacity(64 << 10, Hashing::new(&mut encoder));
+    content(&mut hashing)?;
+    let hash = hashing.into_inner().map_err(io::IntoInnerError::into_error)?.finish();
+    encoder.finish()?;
+    Ok(hash)
+}
+
+fn section(mut file: File, at: u64, bytes: u64) -> io::Result<zstd::Decoder<'static, BufReader<io::Take<File>>>> {
+    file.seek(SeekFrom::Start(at))?;
+    zstd::Decoder::new(file.take(bytes))
+}
+
+fn snapshot_path(directory: &Path, tail: &Tail) -> PathBuf {
+    directory.join(format!("{:016x}-{:016x}.snap", tail.run.0, tail.term.0))
+}
+
+fn encode_header(meta: &SnapshotMeta) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[0..8].copy_from_slice(&MAGIC);
+    header[8..12].copy_from_slice(&SNAPSHOT_FORMAT_VERSION.to_le_bytes());
+    header[12..16].copy_from_slice(&(CHUNK_BYTES as u32).to_le_bytes());
+    header[16..32].copy_from_slice(&meta.identity.cluster.0);
+    header[32..36].copy_from_slice(&meta.identity.epoch.0.to_le_bytes());
+    header[36..38].copy_from_slice(&meta.identity.room.0.to_le_bytes());
+    header[40..48].copy_from_slice(&meta.tail.run.0.to_le_bytes());
+    header[48..56].copy_from_slice(&meta.tail.term.0.to_le_bytes());
+    seal(&mut header);
+    header
+}
+
+fn encode_trailer(index_at: u64, index: &[u8]) -> [u8; TRAILER_BYTES] {
+    let mut trailer = [0; TRAILER_BYTES];
+    trailer[0..8].copy_from_slice(&END_MAGIC);
+    trailer[8..16].copy_from_slice(&index_at.to_le_bytes());
+    trailer[16..24].copy_from_slice(&(index.len() as u64).to_le_bytes());
+    trailer[24..56].copy_from_slice(&Sha256::digest(index));
+    seal(&mut trailer);
+    trailer
+}
+
+fn seal(block: &mut [u8; 64]) {
+    let crc = crc32c::crc32c(&block[..60]);
+    block[60..].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn is_sealed(block: &[u8; 64]) -> bool {
+    crc32c::crc32c(&block[..60]).to_le_bytes() == block[60..]
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+fn check_identity(path: &Path, found: &Identity, expected: &Identity) -> Result<(), DiskError> {
+    if found == expected {
+        return Ok(());
+    }
+    let name = |identity: &Identity| format!("cluster {}, epoch {}, room {}", identity.cluster, identity.epoch, identity.room);
+    Err(DiskError::Foreign { path: path.into(), found: name(found), expected: name(expected) })
+}
+
+/// Reads and checks header, trailer and index; returns the index and where it begins. The sections are not looked at.
+fn read_index(file: &mut File, path: &Path, identity: &Identity) -> Result<(SnapshotIndex, u64), DiskError> {
+    let damaged = |why: &str| DiskError::Damaged { path: path.into(), why: why.into() };
+    let bytes = file.metadata().at("inspect", path)?.len();
+    if bytes < (HEADER_BYTES + TRAILER_BYTES) as u64 {
+        return Err(damaged("it is too short"));
+    }
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact(&mut header).at("read", path)?;
+    if header[..8] != MAGIC || !is_sealed(&header) {
+        return Err(damaged("its header does not check"));
+    }
+    let version = number(&header[8..12]) as u32;
+    if version != SNAPSHOT_FORMAT_VERSION || number(&header[12..16]) != CHUNK_BYTES as u64 {
+        return Err(DiskError::Newer { path: path.into(), found: version, known: SNAPSHOT_FORMAT_VERSION });
+    }
+    let mut cluster = [0; 16];
+    cluster.copy_from_slice(&header[16..32]);
+    let (epoch, room) = (Epoch(number(&header[32..36]) as u32), RoomId(number(&header[36..38]) as u16));
+    check_identity(path, &Identity { cluster: ClusterId(cluster), epoch, room }, identity)?;
+
+    let trailer_at = bytes - TRAILER_BYTES as u64;
+    let mut trailer = [0; TRAILER_BYTES];
+    file.seek(SeekFrom::Start(trailer_at)).and_then(|_| file.read_exact(&mut trailer)).at("read", path)?;
+    let (at, index_bytes) = (number(&trailer[8..16]), number(&trailer[16..24]));
+    if trailer[..8] != END_MAGIC || !is_sealed(&trailer) || at.checked_add(index_bytes) != Some(trailer_at) {
+        return Err(damaged("its trailer does not check"));
+    }
+    if index_bytes > INDEX_BYTES_MAX {
+        return Err(damaged("its index is over the limit"));
+    }
+    let mut index = vec![0; index_bytes as usize];
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut index)).at("read", path)?;
+    if Sha256::digest(&index)[..] != trailer[24..56] {
+        return Err(damaged("its index's hash does not match"));
+    }
+    let index: SnapshotIndex = ciborium::from_reader(index.as_slice()).map_err(|error| damaged(&error.to_string()))?;
+    let sections = (HEADER_BYTES as u64).checked_add(index.state_bytes).and_then(|end| end.checked_add(index.sessions_bytes));
+    if sections != Some(at) || index.chunks.len() as u64 != at.div_ceil(CHUNK_BYTES as u64) * 32 {
+        return Err(damaged("its index does not fit its sections"));
+    }
+    check_identity(path, &index.meta.identity, identity)?;
+    let named = (RunIndex(number(&header[40..48])), Term(number(&header[48..56])));
+    if named != (index.meta.tail.run, index.meta.tail.term) {
+        return Err(damaged("header and index name different runs"));
+    }
+    Ok((index, at))
+}
+
+/// Reads the whole file and checks every chunk; returns what it holds.
+fn check_whole(mut file: File, path: &Path, identity: &Identity) -> Result<SnapshotMeta, DiskError> {
+    let (index, at) = read_index(&mut file, path, identity)?;
+    file.seek(SeekFrom::Start(0)).at("read", path)?;
+    let mut sections = Chunked { to: io::sink(), hash: Sha256::new(), chunks: vec![], bytes: 0 };
+    io::copy(&mut BufReader::with_capacity(256 << 10, file.take(at)), &mut sections).at("read", path)?;
+    let (_, chunks) = sections.finish();
+    match index.chunks.chunks(32).zip(chunks.chunks(32)).position(|(expected, found)| expected != found) {
+        None if chunks.len() == index.chunks.len() => Ok(index.meta),
+        chunk => {
+            let why = format!("chunk {} does not have its hash", chunk.unwrap_or(chunks.len() / 32));
+            Err(DiskError::Damaged { path: path.into(), why })
+        }
+    }
+}
