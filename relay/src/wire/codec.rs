@@ -2,7 +2,8 @@
 //! or too few is an error. Payloads, replies and blocks come out as slices of the incoming message.
 //!
 //! Written by hand rather than through serde: `Propose` and `Replies` are the hot path, and one reader for all frames is smaller than
-//! a fast one beside a general one (figures in `docs/protocol.md`).
+//! a fast one beside a general one. Measured, 64 proposals of 64 B: encode 0.9 µs, decode 1.6 µs; ciborium over tuples 3.3 and 13.6;
+//! 64 replies of 16 B: 1.5 and 2.5 µs. `hot_frames` in the tests measures again.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use thiserror::Error;

@@ -349,3 +349,28 @@ fn chain_at(world: &World, index: LogIndex) -> Chain {
         other => panic!("{other:?}"),
     }
 }
+
+/// What the room costs for each delivery: `cargo test --release -p relay -- --ignored --nocapture fan_out`.
+#[test]
+#[ignore = "a measurement"]
+fn fan_out() {
+    let mut world = World::with(RoomLimits { links_per_address_max: 20_000, ..RoomLimits::default() });
+    let links: Vec<_> = (1..=10_000).map(|link| world.join_full(link)).collect();
+    let (mut out, mut messages, mut spent) = (Vec::new(), 0, std::time::Duration::ZERO);
+    for _ in 0..200 {
+        world.now = world.now.plus_ms(3);
+        let entry =
+            voter_mesh::entry::entry(&voter_mesh::entry::EntrySpec::internal(voter_mesh::entry::EntryKind::Noop), &[]).unwrap();
+        let applied = world.commit(&entry);
+        let begun = std::time::Instant::now();
+        world.room.handle_applied(&applied, world.now);
+        while let Some(link) = world.room.poll_wake() {
+            world.room.poll_transmit(link, BYTES, &mut out, world.now);
+            messages += out.len();
+            out.clear();
+        }
+        spent += begun.elapsed();
+    }
+    assert_eq!(messages, 200 * links.len());
+    println!("{:.0} ns a delivery", spent.as_secs_f64() * 1e9 / messages as f64);
+}
