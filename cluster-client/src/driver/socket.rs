@@ -1,0 +1,167 @@
+//! One link's WebSocket, polled by the driver: dialled, written without ever blocking, read in batches.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use relay::wire::ServerFrame;
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
+use url::{Host, Url};
+
+use crate::status::LinkError;
+
+/// Frames read before the core is asked what to do about them.
+const READ_MAX: usize = 64;
+
+/// Bytes of a server's message: the largest run with its verdicts, and room.
+const MESSAGE_BYTES_MAX: usize = 2 << 20;
+
+type WebSocket = WebSocketStream<TcpStream>;
+type Dialing = Pin<Box<dyn Future<Output = Result<WebSocket, String>> + Send>>;
+
+/// What became of a link.
+pub(crate) enum Happened {
+    Up,
+    Frame(ServerFrame),
+    Down(LinkError),
+}
+
+enum State {
+    Dialing(Dialing),
+    Open(WebSocket),
+    Gone,
+}
+
+pub(crate) struct Socket {
+    state: State,
+    out: VecDeque<Message>,
+    unflushed: bool,
+    /// The close frame is on its way.
+    closing: bool,
+}
+
+async fn dial(endpoint: String) -> Result<WebSocket, String> {
+    let url = Url::parse(&endpoint).map_err(|error| error.to_string())?;
+    let port = url.port_or_known_default().ok_or("no port")?;
+    let connecting = match url.host().ok_or("no host")? {
+        Host::Domain(name) => TcpStream::connect((name, port)).await,
+        Host::Ipv4(address) => TcpStream::connect((address, port)).await,
+        Host::Ipv6(address) => TcpStream::connect((address, port)).await,
+    };
+    let stream = connecting.map_err(|error| error.to_string())?;
+    // Small frames matter more than few packets.
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(16 << 10)
+        .write_buffer_size(32 << 10)
+        .max_write_buffer_size(8 << 20)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let upgraded = tokio_tungstenite::client_async_with_config(url.as_str(), stream, Some(config)).await;
+    upgraded.map(|(stream, _)| stream).map_err(|error| error.to_string())
+}
+
+impl Socket {
+    pub(crate) fn dial(endpoint: String) -> Self {
+        Self { state: State::Dialing(Box::pin(dial(endpoint))), out: VecDeque::new(), unflushed: false, closing: false }
+    }
+
+    /// Whether everything was written that it was given.
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Open(_)) && self.out.is_empty() && !self.unflushed
+    }
+
+    pub(crate) fn send(&mut self, message: Bytes) {
+        self.out.push_back(Message::Binary(message));
+    }
+
+    /// Moves what can move. Whether the driver should look again: something happened, or there is room for more.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, happened: &mut dyn FnMut(Happened)) -> bool {
+        if let State::Dialing(dialing) = &mut self.state {
+            match dialing.as_mut().poll(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(stream)) => {
+                    self.state = State::Open(stream);
+                    happened(Happened::Up);
+                }
+                Poll::Ready(Err(error)) => {
+                    self.state = State::Gone;
+                    happened(Happened::Down(LinkError::Unreachable(error)));
+                }
+            }
+            return true;
+        }
+        let wrote = match self.poll_write(cx) {
+            Poll::Ready(Ok(wrote)) => wrote,
+            Poll::Ready(Err(error)) => {
+                self.state = State::Gone;
+                happened(Happened::Down(LinkError::Torn(error)));
+                return true;
+            }
+            Poll::Pending => false,
+        };
+        self.poll_read(cx, happened) || wrote
+    }
+
+    /// Ready when all is written: `true` if there was anything to write.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, String>> {
+        let State::Open(stream) = &mut self.state else { return Poll::Ready(Ok(false)) };
+        let mut stream = Pin::new(stream);
+        while !self.out.is_empty() {
+            ready!(stream.as_mut().poll_ready(cx)).map_err(|error| error.to_string())?;
+            if let Some(message) = self.out.pop_front() {
+                stream.as_mut().start_send(message).map_err(|error| error.to_string())?;
+                self.unflushed = true;
+            }
+        }
+        if !self.unflushed {
+            return Poll::Ready(Ok(false));
+        }
+        ready!(stream.poll_flush(cx)).map_err(|error| error.to_string())?;
+        self.unflushed = false;
+        Poll::Ready(Ok(true))
+    }
+
+    /// Takes what has come, up to a limit.
+    fn poll_read(&mut self, cx: &mut Context<'_>, happened: &mut dyn FnMut(Happened)) -> bool {
+        for count in 0..READ_MAX {
+            let State::Open(stream) = &mut self.state else { return false };
+            let down = match Pin::new(stream).poll_next(cx) {
+                Poll::Pending => return count > 0,
+                Poll::Ready(Some(Ok(Message::Binary(message)))) => match ServerFrame::decode(&message) {
+                    Ok(frame) => {
+                        happened(Happened::Frame(frame));
+                        continue;
+                    }
+                    Err(_) => LinkError::Malformed("a frame that does not decode"),
+                },
+                Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)))) => {
+                    // The answer to a ping lies in the socket's own buffer.
+                    self.unflushed = true;
+                    continue;
+                }
+                Poll::Ready(Some(Ok(Message::Text(_)))) => LinkError::Malformed("a text message"),
+                Poll::Ready(Some(Ok(Message::Close(_))) | None) => LinkError::Torn("the connection ended".to_owned()),
+                Poll::Ready(Some(Err(error))) => LinkError::Torn(error.to_string()),
+            };
+            self.state = State::Gone;
+            happened(Happened::Down(down));
+            return true;
+        }
+        true
+    }
+
+    /// Ready when the last words and the close frame are written, or there is nobody to write to.
+    pub(crate) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.closing {
+            self.closing = true;
+            self.out.push_back(Message::Close(None));
+        }
+        self.poll_write(cx).map(drop)
+    }
+}

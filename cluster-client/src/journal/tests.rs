@@ -1,0 +1,103 @@
+#![allow(clippy::unwrap_used)]
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+use voter_mesh::ids::{ClusterId, Epoch, Opening, RequestId, SessionId};
+
+use super::record::SessionRecord;
+use super::*;
+
+fn session() -> SessionRecord {
+    SessionRecord { cluster: ClusterId([7; 16]), epoch: Epoch(1), session: SessionId(3), opening: Opening(9) }
+}
+
+fn every_record() -> Vec<Record> {
+    vec![
+        Record::Secret([1; 32]),
+        Record::Session(session()),
+        Record::Nonce([2; 16]),
+        Record::IdEnd(RequestId(1025)),
+        Record::Reserved(RequestId(4)),
+        Record::Request(RequestId(5), Bytes::from_static(b"five")),
+        Record::Request(RequestId(6), Bytes::new()),
+        Record::Answered(RequestId(6)),
+    ]
+}
+
+#[test]
+fn a_reopened_file_holds_what_was_written_and_a_second_opener_is_told_that_it_is_busy() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("requests.journal");
+    let mut journal = RequestJournal::file(&path).unwrap();
+    journal.write(&every_record(), true).unwrap();
+    assert!(matches!(RequestJournal::file(&path), Err(JournalError::JournalBusy(_))));
+    let before = journal.state().clone();
+    drop(journal);
+    let again = RequestJournal::file(&path).unwrap();
+    assert_eq!(again.state(), &before);
+    assert_eq!(again.state().open.keys().copied().collect::<Vec<_>>(), [RequestId(4), RequestId(5)]);
+    assert_eq!(again.state().nonce, Some([2; 16]));
+}
+
+#[test]
+fn a_torn_last_record_is_cut_and_damage_in_the_middle_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("j");
+    let mut journal = RequestJournal::file(&path).unwrap();
+    journal.write(&every_record(), false).unwrap();
+    drop(journal);
+    let whole = std::fs::read(&path).unwrap();
+    for cut in 1..20 {
+        std::fs::write(&path, &whole[..whole.len() - cut]).unwrap();
+        let journal = RequestJournal::file(&path).unwrap();
+        assert!(journal.state().open.contains_key(&RequestId(5)), "cut {cut}");
+    }
+    let mut damaged = whole.clone();
+    damaged[20] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    assert!(matches!(RequestJournal::file(&path), Err(JournalError::Damaged { offset: 8 })));
+    std::fs::write(&path, b"something else").unwrap();
+    assert!(matches!(RequestJournal::file(&path), Err(JournalError::Damaged { offset: 0 })));
+}
+
+#[test]
+fn a_journal_that_grows_is_rewritten_and_still_holds_what_is_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("j");
+    let mut journal = RequestJournal::file(&path).unwrap();
+    journal.write(&every_record(), false).unwrap();
+    let payload = Bytes::from(vec![0; 64 << 10]);
+    for id in 10..60 {
+        journal.write(&[Record::Request(RequestId(id), payload.clone()), Record::Answered(RequestId(id))], false).unwrap();
+    }
+    assert!(std::fs::metadata(&path).unwrap().len() < 2 * REWRITE_BYTES_MIN as u64);
+    let before = journal.state().clone();
+    journal.write(&[Record::Answered(RequestId(5))], false).unwrap();
+    drop(journal);
+    let again = RequestJournal::file(&path).unwrap();
+    assert_eq!(again.state().session, before.session);
+    assert_eq!(again.state().id_end, RequestId(1025));
+    assert_eq!(again.state().open, [(RequestId(4), None)].into());
+}
+
+#[test]
+fn no_bytes_make_decoding_panic_and_only_whole_records_decode() {
+    for record in every_record() {
+        let bytes = record.encode();
+        assert_eq!(Record::decode(&bytes).as_ref(), Some(&record));
+        for cut in 0..bytes.len() {
+            let _ = Record::decode(&bytes[..cut]);
+        }
+    }
+    assert_eq!(Record::decode(&[9]), None);
+    assert_eq!(Record::decode(&[6, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+}
+
+#[test]
+fn a_file_torn_while_it_was_made_is_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("j");
+    OpenOptions::new().create_new(true).write(true).open(&path).unwrap().write_all(b"QRJ").unwrap();
+    assert_eq!(RequestJournal::file(&path).unwrap().state(), &JournalState::default());
+}
