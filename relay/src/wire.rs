@@ -194,7 +194,8 @@ pub enum Code {
 pub enum Start {
     /// With this entry: right behind the learner's own.
     Tail(LogIndex),
-    /// With a snapshot at this entry; the feed goes on behind it.
+    /// With a snapshot at this entry or, where a `Start` of its own follows before its first piece, a later one; the feed goes on
+    /// behind it.
     Snapshot(LogIndex),
 }
 

@@ -40,7 +40,7 @@ impl Room {
             self.counters.malformed += 1;
             return self.close(id, Code::Malformed, None, now);
         }
-        self.go_on(id, Pending { what: Wanted::Hello(Box::new(hello)), until: None, for_state: false }, sessions, now)
+        self.go_on(id, Pending { what: Wanted::Hello(Box::new(hello)), until: None }, sessions, now)
     }
 
     /// What is wrong with a hello, whatever the log says.
@@ -78,15 +78,16 @@ impl Room {
         let Some(link) = self.links.get(id) else { return Ok(()) };
         // From here on nothing of the old place is sent: frames before the answer belong to it.
         link.delivery = Delivery::Nothing;
+        link.pending = None;
         link.mode = feed;
-        self.go_on(id, Pending { what: Wanted::Resume { resume, unanswered }, until: None, for_state: false }, sessions, now)
+        self.go_on(id, Pending { what: Wanted::Resume { resume, unanswered }, until: None }, sessions, now)
     }
 
     /// The ring has moved past a link's cursor: it needs a snapshot, for which it waits like any other.
     pub(super) fn catch_up(&mut self, id: LinkId) {
         if let Some(link) = self.links.get(id) {
             link.delivery = Delivery::Nothing;
-            link.pending = Some(Box::new(Pending { what: Wanted::CatchUp, until: None, for_state: false }));
+            link.pending = Some(Box::new(Pending { what: Wanted::CatchUp, until: None }));
             self.links.enlist(List::Waiting, id);
             self.revisit = true;
         }
@@ -133,9 +134,15 @@ impl Room {
         };
         match begin {
             Begin::Applied(index) => self.wait(id, pending, Some(index), now),
-            Begin::State => {
+            Begin::State if matches!(pending.what, Wanted::CatchUp) => {
                 self.want_state();
                 self.wait(id, pending, None, now)
+            }
+            // It is let in at once, with the least that the snapshot will stand at; its own `Start` says where.
+            Begin::State => {
+                let at_least = Start::Snapshot(self.feed.first().previous());
+                self.deliver(id, pending.what, at_least, Delivery::Nothing, status, sessions, now)?;
+                self.go_on(id, Pending { what: Wanted::CatchUp, until: None }, sessions, now)
             }
             Begin::Now(start, delivery) => self.deliver(id, pending.what, start, delivery, status, sessions, now),
         }
@@ -183,12 +190,9 @@ impl Room {
 
     /// Lets a link wait for `applied`, or for a state where that is `None`.
     fn wait(&mut self, id: LinkId, mut pending: Pending, applied: Option<LogIndex>, now: Time) -> Result<(), Code> {
-        let for_state = applied.is_none();
-        if pending.until.is_none() || pending.for_state != for_state {
-            let limits = &self.options.limits;
-            pending.until = Some(now.plus_ms(if for_state { limits.state_ms } else { limits.behind_ms }));
-            pending.for_state = for_state;
-        }
+        let limits = &self.options.limits;
+        let patience_ms = if applied.is_none() { limits.state_ms } else { limits.behind_ms };
+        pending.until.get_or_insert(now.plus_ms(patience_ms));
         if let Some(applied) = applied {
             self.awaited = Some(self.awaited.map_or(applied, |awaited| awaited.min(applied)));
         }
@@ -316,7 +320,7 @@ impl Room {
         let end = match (&link.pending, link.phase, &link.delivery) {
             (_, Phase::Closing(_), _) => return self.aborts.push_back(id),
             (Some(pending), ..) if pending.until.is_some_and(overdue) => {
-                Some(if pending.for_state { Code::Overloaded } else { Code::Behind })
+                Some(if matches!(pending.what, Wanted::CatchUp) { Code::Overloaded } else { Code::Behind })
             }
             (None, Phase::Handshaking(until), _) if overdue(until) => Some(Code::Timeout),
             (_, Phase::Live, _) if overdue(link.heard.plus_ms(2 * limits.ping_ms)) => Some(Code::Timeout),

@@ -58,8 +58,6 @@ pub(super) struct Pending {
     pub(super) what: Wanted,
     /// When it is given up; set once it turns out that it must wait.
     pub(super) until: Option<Time>,
-    /// It waits for a state, not for the log.
-    pub(super) for_state: bool,
 }
 
 /// What a client asked for when it must wait.
@@ -70,7 +68,7 @@ pub(super) enum Wanted {
         resume: Option<ResumePoint>,
         unanswered: Vec<RequestId>,
     },
-    /// Nothing: the ring has moved past its cursor.
+    /// A snapshot: the ring does not reach back to where it stands.
     CatchUp,
 }
 

@@ -125,12 +125,14 @@ fn a_learner_below_the_ring_gets_a_snapshot_and_goes_on_behind_it() {
     // An empty newcomer is told at admission; nobody sends the last state any more, so it gets a new one.
     drop(state);
     let (fresh, heard) = world.join(2, hello(FeedMode::Full));
-    assert_eq!((heard, world.states_wanted), (vec![], 3));
+    let least = world.room.feed().first().previous();
+    assert!(matches!(&heard[..], [ServerFrame::Admit(admit)] if admit.start == Start::Snapshot(least)));
+    assert_eq!(world.states_wanted, 3);
     let state = world.state();
     world.room.handle_state(state.clone(), world.now);
     world.settle();
     let heard = world.hear(fresh);
-    assert!(matches!(&heard[0], ServerFrame::Admit(admit) if admit.start == Start::Snapshot(state.index)));
+    assert_eq!(heard[0], ServerFrame::Start(Start::Snapshot(state.index)));
     let mut follower = Follower::new();
     follower.follow(&heard);
     follower.assert_equals(&world);
@@ -175,7 +177,7 @@ fn a_state_that_does_not_come_ends_the_wait_and_a_stalled_transfer_ends_the_link
     write(&mut world, writer, 1..100);
     let (link, _) = world.join(1, hello(FeedMode::Full));
     world.pass_ms(10_000);
-    assert!(matches!(&world.hear(link)[..], [ServerFrame::Refuse { code: Code::Overloaded, retry_after_ms: Some(_) }]));
+    assert!(matches!(&world.hear(link)[..], [ServerFrame::Close { code: Code::Overloaded, retry_after_ms: Some(_), .. }]));
     let (link, _) = world.join(2, hello(FeedMode::Full));
     let state = ClientSnapshot { bytes: vec![0; 1 << 20].into(), ..(*world.state()).clone() };
     world.room.handle_state(Arc::new(state), world.now);
@@ -188,6 +190,19 @@ fn a_state_that_does_not_come_ends_the_wait_and_a_stalled_transfer_ends_the_link
         let _ = world.say(link, ClientFrame::Ping { nonce: 0 });
     }
     assert!(matches!(world.hear(link).last(), Some(ServerFrame::Close { code: Code::Timeout, .. })));
+}
+
+#[test]
+fn a_resume_takes_the_place_of_what_the_link_waited_for() {
+    let mut world = World::with(small_ring());
+    let writer = writer(&mut world);
+    write(&mut world, writer, 1..100);
+    let (link, _) = world.join(1, hello(FeedMode::Full));
+    world.say(link, ClientFrame::Resume { resume: None, feed: FeedMode::Thin, unanswered: vec![] }).unwrap();
+    let state = world.state();
+    world.room.handle_state(state, world.now);
+    world.pass_ms(11_000);
+    assert!(matches!(&world.hear(link)[..], [ServerFrame::Start(Start::Tail(_))]));
 }
 
 #[test]
