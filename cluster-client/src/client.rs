@@ -14,7 +14,7 @@ use voter_mesh::machine::{StateMachine, Undecodable, from_cbor, to_cbor};
 
 use crate::builder::Builder;
 use crate::call::Call;
-use crate::core::{ProposeResult, ReadAfter, Room};
+use crate::core::{ProposeResult, ReadAfter, WhenFull};
 use crate::driver::Shared;
 use crate::error::{GiveUpError, NotSent, ProposeError, ReadError, ReserveError};
 use crate::follower::lock;
@@ -243,12 +243,12 @@ impl<M> ClusterClient<M> {
 }
 
 impl<M: Form> ClusterClient<M> {
-    fn proposal(&self, command: &M::Command, ticket: Option<Ticket>, room: Room) -> Propose<M::Reply> {
+    fn proposal(&self, command: &M::Command, ticket: Option<Ticket>, when_full: WhenFull) -> Propose<M::Reply> {
         Propose {
             shared: Arc::clone(self.shared()),
             payload: M::encode(command),
             ticket,
-            room,
+            when_full,
             deadline: self.deadline,
             decode: M::decode,
         }
@@ -261,13 +261,13 @@ impl<M: Form> ClusterClient<M> {
     /// was goes on being sent.
     #[must_use = "a proposal does nothing until it is awaited"]
     pub fn propose(&self, command: &M::Command) -> Propose<M::Reply> {
-        self.proposal(command, None, Room::Wait)
+        self.proposal(command, None, WhenFull::Wait)
     }
 
     /// As `propose`, but if there is no room at once: `NotSent {WindowFull}`.
     #[must_use = "a proposal does nothing until it is awaited"]
     pub fn try_propose(&self, command: &M::Command) -> Propose<M::Reply> {
-        self.proposal(command, None, Room::Try)
+        self.proposal(command, None, WhenFull::Refuse)
     }
 
     /// Proposes under a reserved ticket. Doing so again with the same command, also after a crash, gets the first outcome.
@@ -275,7 +275,7 @@ impl<M: Form> ClusterClient<M> {
     /// Dropping the future as for `propose`; a ticket that was not sent stays reserved.
     #[must_use = "a proposal does nothing until it is awaited"]
     pub fn propose_as(&self, ticket: &Ticket, command: &M::Command) -> Propose<M::Reply> {
-        self.proposal(command, Some(*ticket), Room::Wait)
+        self.proposal(command, Some(*ticket), WhenFull::Wait)
     }
 
     /// Waits for what becomes of a request that was proposed before: after `Unknown`, or after a crash. Each outcome is told once.
@@ -342,7 +342,7 @@ pub struct Propose<R> {
     shared: Arc<Shared>,
     payload: Result<Bytes, String>,
     ticket: Option<Ticket>,
-    room: Room,
+    when_full: WhenFull,
     deadline: Duration,
     decode: Decode<R>,
 }
@@ -391,14 +391,14 @@ impl<R> Future for Proposing<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let Stage::New(new) = &mut self.0
-            && let Some(Propose { shared, payload, ticket, room, deadline, decode }) = new.take()
+            && let Some(Propose { shared, payload, ticket, when_full, deadline, decode }) = new.take()
         {
             let payload = match payload {
                 Ok(payload) => payload,
                 Err(reason) => return Poll::Ready(Err(ProposeError::NotSent { reason: NotSent::Encode(reason) })),
             };
             let deadline = shared.deadline(deadline);
-            let call = Call::new(&shared, |core, waiter, now| core.propose(payload, ticket, room, deadline, waiter, now));
+            let call = Call::new(&shared, |core, waiter, now| core.propose(payload, ticket, when_full, deadline, waiter, now));
             self.0 = Stage::Waiting(call, decode);
         }
         match &mut self.0 {

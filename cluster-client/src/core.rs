@@ -31,7 +31,7 @@ mod session;
 pub(crate) mod tests;
 mod window;
 
-pub use calls::{ReadAfter, Room};
+pub use calls::{ReadAfter, WhenFull};
 pub use collecting::Snapshot;
 
 use calls::{Collected, Fetching, Place, Queued, Reads};

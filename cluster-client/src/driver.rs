@@ -23,6 +23,8 @@ use crate::status::{CloseReason, Status};
 use crate::ticket::Ticket;
 
 pub(crate) mod socket;
+#[cfg(test)]
+mod tests;
 
 use socket::{Happened, Socket};
 

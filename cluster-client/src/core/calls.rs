@@ -136,13 +136,13 @@ pub(super) struct Fetching<F> {
     waiter: F,
 }
 
-/// How a proposal takes its place.
+/// What a proposal does if the window is full.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Room {
-    /// Waits for it until the deadline.
+pub enum WhenFull {
+    /// Waits for room until its deadline.
     Wait,
-    /// Has it at once or is refused.
-    Try,
+    /// Is refused at once.
+    Refuse,
 }
 
 /// What a read must see.
@@ -203,7 +203,7 @@ impl<W: Waiters> Core<W> {
         &mut self,
         payload: Bytes,
         ticket: Option<Ticket>,
-        room: Room,
+        when_full: WhenFull,
         deadline: Time,
         waiter: W::Propose,
         now: Time,
@@ -217,7 +217,7 @@ impl<W: Waiters> Core<W> {
             Some(ProposeError::NotSent { reason: NotSent::TooLarge { bytes: payload.len(), max: self.payload_bytes_max } })
         } else if ticket.is_some_and(|ticket| self.session.id() != Some(ticket.session) || !ID.contains(&ticket.request.0)) {
             Some(ProposeError::ForeignTicket)
-        } else if room == Room::Try && (!self.queue.is_empty() || !self.window.has_room()) {
+        } else if when_full == WhenFull::Refuse && (!self.queue.is_empty() || !self.window.has_room()) {
             Some(ProposeError::NotSent { reason: NotSent::WindowFull })
         } else if self.queue.len() >= self.options.limits.queue_max {
             Some(ProposeError::NotSent { reason: NotSent::QueueFull })
