@@ -59,6 +59,9 @@ const LENGTH_BYTES: usize = 4;
 /// Bytes between the length field and the head.
 const ENVELOPE_BYTES: usize = 5;
 
+/// In the place of a hint that there is not.
+const NO_HINT: RejectHint = RejectHint { run: RunIndex::ZERO, term: Term::ZERO };
+
 /// The kind byte of each frame.
 pub(super) mod kind {
     pub(crate) const APPEND: u8 = 1;
@@ -248,7 +251,7 @@ pub fn encode(message: &MeshMessage, to: &mut impl Extend<Bytes>) -> Result<usiz
             append(fixed(kind::APPEND, &head, &[], tail_bytes)?, tail_bytes, runs, to)
         }
         Message::AppendReply { term, run, reject, commit } => {
-            let hint = reject.unwrap_or(RejectHint { run: RunIndex::ZERO, term: Term::ZERO });
+            let hint = reject.unwrap_or(NO_HINT);
             let head = [term.0, run.0, commit.0, hint.run.0, hint.term.0];
             finish(fixed(kind::APPEND_REPLY, &head, &[reject.is_some().into()], 0)?, to)
         }
@@ -371,7 +374,11 @@ pub fn decode(frame: Bytes) -> Result<MeshMessage, CodecError> {
         kind::APPEND_REPLY => {
             let (term, run, commit) = (Term(fields.u64()?), RunIndex(fields.u64()?), RunIndex(fields.u64()?));
             let hint = RejectHint { run: RunIndex(fields.u64()?), term: Term(fields.u64()?) };
-            Message::AppendReply { term, run, reject: fields.bits::<1>("reject")?[0].then_some(hint), commit }
+            let [rejected] = fields.bits("reject")?;
+            if !rejected && hint != NO_HINT {
+                return Err(CodecError::Field("hint"));
+            }
+            Message::AppendReply { term, run, reject: rejected.then_some(hint), commit }
         }
         kind::HEARTBEAT => Message::Heartbeat { term: Term(fields.u64()?), commit: RunIndex(fields.u64()?), round: fields.u64()? },
         kind::HEARTBEAT_REPLY => {
@@ -406,10 +413,10 @@ pub fn decode(frame: Bytes) -> Result<MeshMessage, CodecError> {
         kind::READ_INDEX => Message::ReadIndex { nonce: fields.nonce()? },
         kind::READ_ANSWER => {
             let (nonce, run) = (fields.nonce()?, RunIndex(fields.u64()?));
-            let answer = match fields.u8()? {
-                0 => Ok(run),
-                1 => Err(ReadRefusal::NotLeader),
-                2 => Err(ReadRefusal::NotReady),
+            let answer = match (fields.u8()?, run) {
+                (0, run) => Ok(run),
+                (1, RunIndex::ZERO) => Err(ReadRefusal::NotLeader),
+                (2, RunIndex::ZERO) => Err(ReadRefusal::NotReady),
                 _ => return Err(CodecError::Field("read answer")),
             };
             Message::ReadAnswer { nonce, answer }

@@ -17,8 +17,9 @@
 //!
 //! # Driving contract
 //! One [`Forming`] for a server's whole life. After `new` and after every `handle_*`:
-//! 1. [`Forming::poll_store`] until `None`: make each record durable in the data directory, then call [`Forming::handle_stored`]
-//!    with its number. If several were given, the last one is what counts.
+//! 1. [`Forming::poll_store`]: make the record durable in the data directory and call [`Forming::handle_stored`], before anything
+//!    else is handed in and before another hello is made: a seat that is about to be formed must not say that it is not, or a wiped
+//!    lowest seat takes it for one that can still be offered something else.
 //! 2. [`Forming::poll_transmit`] until `None`: send. If a link does not take a message, close it: all is said again on the next.
 //! 3. [`Forming::poll_event`] until `None`:
 //!    * `Formed`: start the voter. When it may campaign and there is neither snapshot nor log, write snapshot zero first
@@ -29,7 +30,7 @@
 //!      [`FormMessage::Welcome`].
 //!    * `Refused`: tell the operator; the set-ups of two servers disagree.
 //!
-//! Raft messages that come before `Formed` are dropped. What a server says of itself in hellos is formed only when the record is.
+//! Raft messages that come before `Formed` are dropped.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -222,14 +223,8 @@ impl Forming {
             return self.meet(formed);
         }
         self.peers.insert(peer.seat, peer.directory);
-        if !self.is_lowest() {
-            return;
-        }
-        if self.offers_to(peer.seat) {
-            self.offer(peer.seat);
-        } else {
-            self.mint();
-        }
+        self.mint();
+        self.offer(peer.seat);
     }
 
     /// A link to a peer is down.
@@ -285,7 +280,7 @@ impl Forming {
         }
     }
 
-    /// The next record to make durable.
+    /// The record to make durable now.
     pub fn poll_store(&mut self) -> Option<Store> {
         self.store.take()
     }
@@ -383,9 +378,9 @@ impl Forming {
         });
     }
 
-    /// Sends the durable offer to a seat that it names.
+    /// Sends the durable offer of this lowest seat to a seat that it names.
     fn offer(&mut self, seat: Seat) {
-        if self.storing.is_some() || self.joining.is_some() || !self.offers_to(seat) {
+        if !self.is_lowest() || self.storing.is_some() || self.joining.is_some() || !self.offers_to(seat) {
             return;
         }
         if let Some(identity) = self.record.identity {
