@@ -461,7 +461,7 @@ async fn a_crash_is_a_tear_a_shutdown_is_not_and_a_restart_is_met_again() {
     LocalSet::new()
         .run_until(async {
             let mut all = meshes(1..4).await;
-            let peers: BTreeMap<Seat, String> =
+            let mut peers: BTreeMap<Seat, String> =
                 (1..4).zip(&all).map(|(seat, (mesh, _))| (Seat(seat), mesh.local_addr().to_string())).collect();
             for (_, owner) in &all {
                 owner.until(|owner| (owner.links.borrow().len() == 2).then_some(())).await;
@@ -471,10 +471,10 @@ async fn a_crash_is_a_tear_a_shutdown_is_not_and_a_restart_is_met_again() {
             all[0].1.sees(Down(2, 20, Disconnect::Torn)).await;
             all[1].1.sees(Down(2, 20, Disconnect::Torn)).await;
 
-            let listener = TcpListener::bind(&peers[&Seat(2)]).await.unwrap();
-            let owner = Rc::new(Owner::default());
-            let again = Rc::clone(&owner) as Rc<dyn MeshOwner>;
-            let again = Mesh::spawn_local(listener, peers, again, options(2, 21)).unwrap();
+            let (again, owner) = alone(options(2, 21)).await;
+            peers.insert(Seat(2), again.local_addr().to_string());
+            again.set_peers(peers.clone());
+            all[0].0.set_peers(peers);
             all[0].1.sees(Up(2, 21)).await;
             all[1].1.sees(Up(2, 21)).await;
 
@@ -567,7 +567,8 @@ async fn a_snapshot_that_is_not_wanted_breaks_off_or_rots_says_so_and_the_next_o
         .run_until(async {
             let meshes = meshes(1..3).await;
             let (link, receiver) = (meshes[0].1.link(2).await, &meshes[1].1);
-            let send = |state: &'static [u8], total| link.send_snapshot(Term(3), meta(), total, state.chain(std::io::repeat(0)));
+            let send =
+                |state: &'static [u8], total| link.send_snapshot(Term(3), meta(), total, Read::chain(state, std::io::repeat(0)));
             let refused = |result, reason: &str| assert!(matches!(result, Err(SnapshotError::Refused(why)) if why == reason));
 
             *receiver.refuses.borrow_mut() = Some("busy with another".into());

@@ -63,6 +63,13 @@ impl MeshSecret {
     }
 }
 
+impl From<[u8; 32]> for MeshSecret {
+    /// A secret of random bytes, for servers that live in one process.
+    fn from(random: [u8; 32]) -> Self {
+        Self(random.to_vec())
+    }
+}
+
 impl fmt::Debug for MeshSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MeshSecret(..)")
