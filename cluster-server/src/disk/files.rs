@@ -1,5 +1,5 @@
 //! The few file operations that everything here is made of. Each that changes something tells the tests, which then take the
-//! directory's picture: a crash may happen between any two of them.
+//! directory's picture, or let it fail: a crash may happen between any two of them, and an error at each.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -30,8 +30,7 @@ pub(super) fn write_slices_at(file: &File, path: &Path, mut slices: &mut [IoSlic
             Err(error) => return Err(error).at("write", path),
         }
     }
-    step("write");
-    Ok(())
+    step("write").at("write", path)
 }
 
 /// Slices of zeros, `bytes` together.
@@ -64,39 +63,34 @@ pub(super) fn allocate(file: &File, path: &Path, bytes: u64) -> Result<(), DiskE
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes).at("extend", path)?,
         result => result.at("allocate", path)?,
     }
-    step("allocate");
-    Ok(())
+    step("allocate").at("allocate", path)
 }
 
 pub(super) fn sync_data(file: &File, path: &Path) -> Result<(), DiskError> {
     file.sync_data().at("sync", path)?;
-    step("sync");
-    Ok(())
+    step("sync").at("sync", path)
 }
 
 pub(super) fn sync_directory(path: &Path) -> Result<(), DiskError> {
     File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)?;
-    step("sync directory");
-    Ok(())
+    step("sync directory").at("sync", path)
 }
 
 /// Gives a synced file its real name, durably.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
     fs::rename(from, to).at("rename", from)?;
-    step("rename");
+    step("rename").at("rename", from)?;
     sync_directory(to.parent().unwrap_or(Path::new(".")))
 }
 
 pub(super) fn remove(path: &Path) -> Result<(), DiskError> {
     fs::remove_file(path).at("remove", path)?;
-    step("remove");
-    Ok(())
+    step("remove").at("remove", path)
 }
 
 pub(super) fn truncate(file: &File, path: &Path, bytes: u64) -> Result<(), DiskError> {
     file.set_len(bytes).at("truncate", path)?;
-    step("truncate");
-    Ok(())
+    step("truncate").at("truncate", path)
 }
 
 /// Creates a directory and makes its name durable.
@@ -115,8 +109,7 @@ pub(super) fn create_directory(path: &Path) -> Result<(), DiskError> {
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     let temporary = path.with_extension("tmp");
     let mut file = open_new(&temporary)?;
-    file.write_all(bytes).at("write", &temporary)?;
-    step("write");
+    file.write_all(bytes).and_then(|()| step("write")).at("write", &temporary)?;
     sync_data(&file, &temporary)?;
     rename(&temporary, path)
 }
@@ -124,7 +117,7 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
 /// Opens a file to read and write it, empty.
 pub(super) fn open_new(path: &Path) -> Result<File, DiskError> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).at("create", path)?;
-    step("create");
+    step("create").at("create", path)?;
     Ok(file)
 }
 
@@ -144,22 +137,20 @@ pub(super) fn list(directory: &Path) -> Result<Vec<(String, PathBuf)>, DiskError
 }
 
 #[cfg(not(test))]
-const fn step(_what: &'static str) {}
+const fn step(_what: &'static str) -> io::Result<()> {
+    Ok(())
+}
 
 #[cfg(test)]
-type OnStep = Box<dyn FnMut(&'static str)>;
+type OnStep = Box<dyn FnMut(&'static str) -> io::Result<()>>;
 
 #[cfg(test)]
 thread_local! {
-    /// Called on this thread after each operation that changes a file.
+    /// Called on this thread after each operation that changes a file; its error becomes the operation's.
     pub(super) static ON_STEP: std::cell::RefCell<Option<OnStep>> = const { std::cell::RefCell::new(None) };
 }
 
 #[cfg(test)]
-fn step(what: &'static str) {
-    ON_STEP.with_borrow_mut(|on_step| {
-        if let Some(on_step) = on_step {
-            on_step(what);
-        }
-    });
+fn step(what: &'static str) -> io::Result<()> {
+    ON_STEP.with_borrow_mut(|on_step| on_step.as_mut().map_or(Ok(()), |on_step| on_step(what)))
 }

@@ -174,7 +174,7 @@ impl Log {
     pub fn take(&mut self, batch: &Batch) -> Result<(), WriteFailed> {
         let cut = batch.keep_through.filter(|keep| *keep < self.tail.run);
         let writes = batch.install.is_some() || cut.is_some() || !batch.runs.is_empty();
-        self.mark.admit(&Intent {
+        self.next_mark().admit(&Intent {
             term: batch.term,
             vote: batch.vote,
             writer: writes.then_some(batch.writer_term),

@@ -16,6 +16,7 @@ mod damage;
 mod directory;
 mod log;
 mod snapshots;
+mod speed;
 mod writer;
 
 const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]), epoch: Epoch(1), room: RoomId(0) };

@@ -125,7 +125,7 @@ pub enum Fenced {
     /// Committed runs would go.
     #[error("cannot drop the runs above {keep_through}: {commit} is committed")]
     Committed {
-        /// The durable commit index.
+        /// The durable commit index, as far as the log reaches.
         commit: RunIndex,
         /// The last run that was to stay.
         keep_through: RunIndex,
@@ -148,8 +148,10 @@ impl Mark {
         if let Some(writer) = intent.writer.filter(|writer| *writer < self.term) {
             return Err(Fenced::Deposed { durable: self.term, writer });
         }
-        match intent.cut_above.into_iter().chain(intent.restart_behind).find(|kept| *kept < self.commit) {
-            Some(keep_through) => Err(Fenced::Committed { commit: self.commit, keep_through }),
+        // What was committed and then lost is no reason to refuse a snapshot that holds some of it.
+        let commit = self.commit.min(self.last.run);
+        match intent.cut_above.into_iter().chain(intent.restart_behind).find(|kept| *kept < commit) {
+            Some(keep_through) => Err(Fenced::Committed { commit, keep_through }),
             None => Ok(()),
         }
     }

@@ -14,7 +14,10 @@ const SEGMENT: &str = "log/0000000000000001.seg";
 fn pictures(path: &Path, deed: impl FnOnce()) -> Vec<(&'static str, TempDir)> {
     let taken = Rc::new(RefCell::new(vec![("before", copied(path))]));
     let (into, path) = (Rc::clone(&taken), path.to_path_buf());
-    ON_STEP.set(Some(Box::new(move |what| into.borrow_mut().push((what, copied(&path))))));
+    ON_STEP.set(Some(Box::new(move |what| {
+        into.borrow_mut().push((what, copied(&path)));
+        Ok(())
+    })));
     deed();
     ON_STEP.set(None);
     Rc::into_inner(taken).unwrap().into_inner()
@@ -168,4 +171,45 @@ fn a_crash_at_any_step_of_forming_leaves_nothing_that_hinders_the_next_attempt()
         drop(Log::create(&dir, IDENTITY, OTHER, Tail::zero(&IDENTITY), SMALL).unwrap());
         assert_eq!(names(&picture.path().join("log")), ["0000000000000001.seg"], "{step}");
     }
+}
+
+#[test]
+fn an_error_at_any_step_is_reported_and_costs_nothing_that_was_confirmed() {
+    let zero = Tail::zero(&IDENTITY);
+    let old = runs(zero, 2, 12, 100);
+    let new = runs(old[5].header().tail(), 3, 12, 100);
+    let far = runs(zero, 3, 40, 100)[39].header().tail();
+    let last = runs(far, 3, 5, 100);
+    // What is done, and what the log holds afterwards.
+    let script: [(Batch, &[Run], Vec<Run>); 4] = [
+        (batch(2, &old[..2]), &[], old[..2].to_vec()),
+        (batch(2, &old[2..]), &old[..2], old.clone()),
+        (Batch { keep_through: Some(RunIndex(7)), ..batch(3, &new) }, &old[..6], [&old[..6], &new].concat()),
+        (Batch { install: Some(far), ..batch(3, &last) }, &[], last.clone()),
+    ];
+    let mut failures = 0;
+    for fail_at in 0.. {
+        let (temporary, dir, mut log) = formed();
+        let mut steps = 0;
+        ON_STEP.set(Some(Box::new(move |_| {
+            steps += 1;
+            if steps > fail_at { Err(std::io::Error::from_raw_os_error(5)) } else { Ok(()) }
+        })));
+        let mut confirmed: &[Run] = &[];
+        let failed = script.iter().find(|(batch, _, after)| {
+            let done = log.take(batch).is_ok() && log.sync().is_ok();
+            if done {
+                confirmed = after;
+            }
+            !done
+        });
+        ON_STEP.set(None);
+        drop((log, dir));
+        let Some((_, base, after)) = failed else { break };
+        failures += 1;
+        let (recovered, found) = open_append_open(temporary.path(), 4);
+        assert!(found == confirmed || (found.starts_with(base) && after.starts_with(&found)), "step {fail_at}: {found:?}");
+        assert_ne!(recovered.verdict, Verdict::Suspect, "step {fail_at}");
+    }
+    assert!(failures > 20, "{failures}");
 }

@@ -1,6 +1,7 @@
 use std::io;
 
 use voter_mesh::configuration::Configuration;
+use voter_mesh::ids::DirectoryId;
 use voter_mesh::log::{SECTOR_BYTES, SegmentHeader};
 
 use super::*;
@@ -51,6 +52,22 @@ fn the_node_record_is_stored_whole_and_no_flipped_bit_of_it_passes() {
     newer.extend_from_slice(&crc32c::crc32c(&newer).to_le_bytes());
     fs::write(path.join("node"), newer).unwrap();
     assert!(matches!(DataDir::open(&path), Err(DiskError::Newer { found: 2, known: 1, .. })));
+}
+
+#[test]
+fn the_node_record_has_these_bytes() {
+    let temporary = temporary();
+    let mut dir = DataDir::open(temporary.path()).unwrap();
+    let record = NodeRecord { directory: DirectoryId([3; 16]), ..record(&dir) };
+    dir.store_node(&record).unwrap();
+    let bytes: String = fs::read(temporary.path().join("node")).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        bytes,
+        "51554f524e4f444501000000a7696469726563746f727950030303030303030303030303030303036473656174016269641a\
+         00010001686964656e74697479a367636c757374657250070707070707070707070707070707076565706f63680164726f6f\
+         6d006d636f6e66696775726174696f6ea2657365617473a0686f7574676f696e6780676d616368696e6582626b7601657374\
+         617465a1674f666665726564a1656f666665720934069c85"
+    );
 }
 
 #[test]
