@@ -1,4 +1,19 @@
-//! Quorate's server: everything that touches a disk, a socket or a clock on the server's side.
+//! Quorate's server: everything that touches a disk, a socket or a clock on the server's side. It decides nothing about consensus.
+//!
+//! * [`ServerCluster`] — start voters in this process and relay listeners in front of them.
+//! * [`limits`], [`status`] — every bound by name; what a server says of itself.
+//! * [`disk`] — the log, snapshots and the node record; [`mesh`] — links between servers.
+//! * `node` — one voter's thread; `relay_port` — sockets of clients and operators.
 
+mod clock;
+pub mod cluster;
 pub mod disk;
+pub mod limits;
 pub mod mesh;
+mod node;
+mod relay_port;
+pub mod status;
+
+pub use cluster::{AdminError, NoLeader, ServerCluster, ServerClusterBuilder, ServerGone, ShutdownError, StartError};
+pub use limits::ServerLimits;
+pub use status::{Phase, ServerStatus};

@@ -53,6 +53,8 @@ pub struct Configuration {
     pub seats: BTreeMap<Seat, SeatRecord>,
     /// While a voter change is joint (Raft §6): the voters of the old configuration. Empty otherwise.
     pub outgoing: Vec<RaftId>,
+    /// The highest life of seats that were removed, so that a seat that comes back never uses an id twice.
+    pub retired: BTreeMap<Seat, u16>,
 }
 
 impl Configuration {

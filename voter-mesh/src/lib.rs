@@ -17,6 +17,8 @@ pub mod log;
 pub mod machine;
 pub mod mesh;
 pub mod outcome;
+#[cfg(feature = "voter")]
+pub mod raft;
 pub mod replica;
 pub mod run;
 pub mod session;

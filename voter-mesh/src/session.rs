@@ -20,6 +20,7 @@ use crate::ids::{LogIndex, Opening, RequestId, SessionId, Term};
 use crate::machine::{Position, Undecodable};
 use crate::outcome::{Outcome, Reply};
 
+pub mod liveness;
 mod payload;
 mod store;
 #[cfg(test)]

@@ -365,7 +365,7 @@ impl Forming {
             };
             (*seat, record)
         });
-        let configuration = Configuration { seats: seats.collect(), outgoing: Vec::new() };
+        let configuration = Configuration { seats: seats.collect(), ..Configuration::default() };
         // Offers of one process differ in the count, those of two in the random bits.
         let cluster = ClusterId((u128::from_le_bytes(self.options.mint.0) ^ u128::from(self.stores)).to_le_bytes());
         let identity = Identity { cluster, epoch: Epoch::FIRST, room: self.options.room };

@@ -1,0 +1,470 @@
+//! One voter: a thread with a single-threaded runtime on which everything of this server happens — mesh links, client sockets,
+//! the voter core, the applier, the room. Beside it run only the log's writer thread and short jobs for snapshots.
+//!
+//! The loop is: sockets put what they read straight into the cores (`handle_*`) and wake the pump; the pump drains every core's
+//! outputs until none has any, and sleeps until the next timeout. Batches come from that by themselves: all that arrived while
+//! the pump was away is sealed, written, sent and applied together.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use relay::room::{LinkId, Transmit};
+use relay::wire::{Code, ServerEntry};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::{debug, info};
+use voter_mesh::ids::{Incarnation, RaftId, Seat, Time};
+use voter_mesh::machine::MachineFactory;
+use voter_mesh::mesh::message::AdminRequest;
+use voter_mesh::raft::{RaftRole, Timing, VoterLimits};
+use voter_mesh::replica::ReplicaLimits;
+
+use crate::clock::Clock;
+use crate::disk::{DataDir, DiskError};
+use crate::limits::ServerLimits;
+use crate::mesh::{Link, Mesh, MeshLimits, MeshOptions, MeshSecret, SelfHello};
+use crate::relay_port::{Ask, LinkHandle, LinkWaker, RelayPort};
+use crate::status::{Phase, ServerStatus};
+
+mod admin;
+mod jobs;
+mod owner;
+mod running;
+mod stage;
+mod status;
+
+use admin::AdminWaiter;
+use owner::Owner;
+use running::Running;
+use stage::Unformed;
+
+/// How often a voter that waits for nothing looks around.
+const IDLE_LOOK_MS: u64 = 1_000;
+
+/// Everything that makes a voter this one.
+#[derive(Debug)]
+pub(crate) struct NodeOptions {
+    pub(crate) seat: Seat,
+    pub(crate) peers: BTreeMap<Seat, String>,
+    pub(crate) secret: Option<MeshSecret>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) room: String,
+    pub(crate) machine: MachineFactory,
+    pub(crate) timing: Timing,
+    pub(crate) voter_limits: VoterLimits,
+    pub(crate) replica_limits: ReplicaLimits,
+    pub(crate) limits: Arc<ServerLimits>,
+    pub(crate) session_ttl: Duration,
+    pub(crate) endpoints: Vec<String>,
+}
+
+/// A voter as its process sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum NodeView {
+    /// Opening its directory.
+    Starting,
+    /// Serving.
+    Running { phase: Phase, leader: Option<RaftId> },
+    /// Its thread has ended and its directory is free again.
+    Stopped { why: String },
+}
+
+/// What its process asks of a voter.
+#[derive(Debug)]
+pub(crate) enum Control {
+    Status { hashes: bool, answer: oneshot::Sender<ServerStatus> },
+    Admin { request: AdminRequest, answer: oneshot::Sender<Result<(), String>> },
+    StopRelay { address: SocketAddr, answer: oneshot::Sender<bool> },
+    Shutdown { deadline: Duration, hand_over: bool },
+}
+
+/// Why a voter's thread ends.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error("cannot use a listener: {0}")]
+    Listen(#[from] std::io::Error),
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Runs a voter on the calling thread until it is told to stop, its controls are dropped (a crash, as far as the others can
+/// tell), or something ends it.
+pub(crate) fn run(
+    options: NodeOptions,
+    mesh: TcpListener,
+    relays: Vec<TcpListener>,
+    controls: mpsc::Receiver<Control>,
+    view: &watch::Sender<NodeView>,
+) {
+    let seat = options.seat;
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+        let local = tokio::task::LocalSet::new();
+        let result = runtime.block_on(local.run_until(serve(options, mesh, relays, controls, view.clone())));
+        drop(local);
+        drop(runtime);
+        result
+    }));
+    let why = match ended {
+        Ok(Ok(())) => "stopped".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_text(panic.as_ref()),
+    };
+    info!(%seat, %why, "voter ended");
+    view.send_replace(NodeView::Stopped { why });
+}
+
+/// The words of a panic.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "panicked without words".into())
+}
+
+async fn serve(
+    options: NodeOptions,
+    mesh: TcpListener,
+    relays: Vec<TcpListener>,
+    mut controls: mpsc::Receiver<Control>,
+    view: watch::Sender<NodeView>,
+) -> Result<(), NodeError> {
+    let limits = Arc::clone(&options.limits);
+    let (asks_sender, mut asks) = mpsc::channel::<Ask>(limits.accept_backlog_max);
+    let node = Node::open(options, view)?;
+    let mesh = node.open_mesh(mesh)?;
+    let mut ports = Vec::new();
+    for listener in relays {
+        ports.push(RelayPort::open(tokio::net::TcpListener::from_std(listener)?, &node, asks_sender.clone())?);
+    }
+    let mut ending: Option<Time> = None;
+    loop {
+        node.pump(&mesh)?;
+        if ending.is_some_and(|at| node.clock.now() >= at || node.may_end()) {
+            break;
+        }
+        tokio::select! {
+            biased;
+            () = node.wake.notified() => {}
+            control = controls.recv() => match control {
+                // Whoever owned this voter dropped it.
+                None => return Ok(()),
+                Some(Control::Status { hashes, answer }) => node.answer_status(hashes, answer),
+                Some(Control::Admin { request, answer }) => node.answer_admin(request, answer),
+                Some(Control::StopRelay { address, answer }) => {
+                    let (stopped, open) = ports.into_iter().partition(|port: &RelayPort| port.address == address);
+                    ports = open;
+                    stopped.iter().for_each(RelayPort::close);
+                    let _ = answer.send(!stopped.is_empty());
+                }
+                Some(Control::Shutdown { deadline, hand_over }) => {
+                    ending = Some(node.clock.now().plus_ms(deadline.as_millis() as u64));
+                    node.begin_shutdown(hand_over);
+                }
+            },
+            Some(ask) = asks.recv() => match ask {
+                Ask::Status { hashes, answer } => node.answer_status(hashes, answer),
+                Ask::Admin { request, answer } => node.answer_admin(request, answer),
+            },
+            () = tokio::time::sleep_until(node.next_timeout(ending)) => {}
+        }
+    }
+    drop(ports);
+    mesh.shutdown();
+    mesh.stopped().await;
+    Ok(())
+}
+
+/// A voter's state, shared by the tasks of its thread. Borrows never cross an await.
+pub(crate) struct Node {
+    options: NodeOptions,
+    incarnation: Incarnation,
+    clock: Clock,
+    wake: Arc<Notify>,
+    view: watch::Sender<NodeView>,
+    /// What the mesh says of this server; beside the core, because the mesh asks while the core is busy.
+    hello: RefCell<SelfHello>,
+    core: RefCell<Core>,
+}
+
+struct Core {
+    data: DataDir,
+    /// Live consensus links, by seat.
+    links: BTreeMap<Seat, Link>,
+    /// Linked servers that asked to be let in.
+    newcomers: BTreeSet<Seat>,
+    stage: Stage,
+    /// Wakers of the client links, by link.
+    wakers: BTreeMap<LinkId, Rc<RefCell<LinkWaker>>>,
+    next_link: u64,
+    closing: bool,
+}
+
+/// Where a voter is in its life.
+enum Stage {
+    /// Not a member of a cluster, or not known to be one.
+    Unformed(Unformed),
+    /// A replica.
+    Running(Box<Running>),
+}
+
+impl Node {
+    fn open(options: NodeOptions, view: watch::Sender<NodeView>) -> Result<Rc<Self>, NodeError> {
+        let clock = Clock::start();
+        let now = clock.now();
+        let data = DataDir::open(&options.data_dir)?;
+        let hello = SelfHello { endpoints: options.endpoints.clone(), ..SelfHello::default() };
+        let node = Rc::new(Self {
+            core: RefCell::new(Core {
+                stage: Stage::Unformed(Unformed::new(&options, &data)),
+                data,
+                links: BTreeMap::new(),
+                newcomers: BTreeSet::new(),
+                wakers: BTreeMap::new(),
+                next_link: 1,
+                closing: false,
+            }),
+            options,
+            // Rises from one process of a seat to the next, as far as its clock does.
+            incarnation: Incarnation(now.unix_ms.0.saturating_mul(1000).saturating_add(random_u64() % 1000)),
+            clock,
+            wake: Arc::new(Notify::new()),
+            view,
+            hello: RefCell::new(hello),
+        });
+        node.core.borrow_mut().drive_forming(&node, now)?;
+        node.update_hello();
+        Ok(node)
+    }
+
+    fn open_mesh(self: &Rc<Self>, listener: TcpListener) -> Result<Mesh, NodeError> {
+        let options = MeshOptions {
+            seat: self.options.seat,
+            directory: self.core.borrow().data.directory(),
+            incarnation: self.incarnation,
+            secret: self.options.secret.clone(),
+            machine: (self.options.machine.name.to_owned(), self.options.machine.version),
+            limits: MeshLimits::default(),
+        };
+        let owner = Rc::new(Owner(Rc::downgrade(self)));
+        Mesh::spawn_local(tokio::net::TcpListener::from_std(listener)?, self.peers(), owner, options)
+            .map_err(|error| NodeError::Fatal(error.to_string()))
+    }
+
+    /// The seats and their addresses: what the command line says, and for all others the configuration.
+    fn peers(&self) -> BTreeMap<Seat, String> {
+        let mut peers = BTreeMap::new();
+        if let Stage::Running(running) = &self.core.borrow().stage {
+            let seats = &running.replica.configuration().seats;
+            peers.extend(seats.iter().map(|(seat, record)| (*seat, record.address.clone())));
+            // A seat that was removed is not dialled any more, whatever the forming list says.
+            peers.extend(
+                self.options.peers.iter().filter(|(seat, _)| seats.contains_key(seat)).map(|(seat, at)| (*seat, at.clone())),
+            );
+        } else {
+            peers.extend(self.options.peers.iter().map(|(seat, address)| (*seat, address.clone())));
+        }
+        peers
+    }
+
+    /// Brings what the mesh says of this server up to date; whether its name has changed.
+    fn update_hello(&self) -> bool {
+        let core = self.core.borrow();
+        let Stage::Running(running) = &core.stage else { return false };
+        let status = running.voter.status();
+        let mut hello = self.hello.borrow_mut();
+        let (id, identity) = (Some(status.id), Some(running.replica.identity()));
+        let renamed = (hello.id, hello.identity) != (id, identity);
+        (hello.id, hello.identity) = (id, identity);
+        hello.last = (status.last_term, status.last);
+        renamed
+    }
+
+    pub(crate) fn limits(&self) -> &Arc<ServerLimits> {
+        &self.options.limits
+    }
+
+    pub(crate) fn room_name(&self) -> &str {
+        &self.options.room
+    }
+
+    /// A client's socket is there.
+    pub(crate) fn link_opened(&self, address: IpAddr) -> Result<LinkHandle, Code> {
+        let mut core = self.core.borrow_mut();
+        if core.closing {
+            return Err(Code::Closing);
+        }
+        let id = LinkId(core.next_link);
+        let Stage::Running(running) = &mut core.stage else { return Err(Code::Recovering) };
+        running.room.handle_connected(id, address, self.clock.now())?;
+        core.next_link += 1;
+        let waker = Rc::new(RefCell::new(LinkWaker::default()));
+        core.wakers.insert(id, Rc::clone(&waker));
+        drop(core);
+        // Its handshake now has a deadline.
+        self.wake.notify_one();
+        Ok(LinkHandle { id, waker })
+    }
+
+    /// A client sent a frame.
+    pub(crate) fn link_frame(&self, link: LinkId, bytes: Bytes) {
+        if let Stage::Running(running) = &mut self.core.borrow_mut().stage
+            && let Err(code) = running.room.handle_frame(link, bytes, running.replica.sessions(), self.clock.now())
+        {
+            debug!(?link, ?code, "link refused");
+        }
+        self.wake.notify_one();
+    }
+
+    /// What to write to a client now.
+    pub(crate) fn link_transmit(&self, link: LinkId, out: &mut Vec<Bytes>) -> Transmit {
+        match &mut self.core.borrow_mut().stage {
+            Stage::Running(running) => running.room.poll_transmit(link, self.options.limits.turn_bytes_max, out, self.clock.now()),
+            Stage::Unformed(_) => Transmit::CloseAfter,
+        }
+    }
+
+    /// A client's socket is gone.
+    pub(crate) fn link_closed(&self, link: LinkId) {
+        let mut core = self.core.borrow_mut();
+        core.wakers.remove(&link);
+        if let Stage::Running(running) = &mut core.stage {
+            running.room.handle_disconnected(link, self.clock.now());
+        }
+        drop(core);
+        self.wake.notify_one();
+    }
+
+    /// Drains every core until none has anything left.
+    fn pump(self: &Rc<Self>, mesh: &Mesh) -> Result<(), NodeError> {
+        let now = self.clock.now();
+        let mut borrowed = self.core.borrow_mut();
+        let core = &mut *borrowed;
+        let mut configured = false;
+        core.drive_forming(self, now)?;
+        if let Stage::Running(running) = &mut core.stage {
+            running.pump(self, &core.links, now)?;
+            while let Some(link) = running.room.poll_abort() {
+                if let Some(waker) = core.wakers.get(&link) {
+                    waker.borrow_mut().abort();
+                }
+            }
+            while let Some(link) = running.room.poll_wake() {
+                if let Some(waker) = core.wakers.get(&link) {
+                    waker.borrow_mut().wake();
+                }
+            }
+            configured = std::mem::take(&mut running.configured);
+        }
+        if configured {
+            core.welcome_newcomers();
+        }
+        drop(borrowed);
+        if configured {
+            mesh.set_peers(self.peers());
+        }
+        self.publish();
+        if self.update_hello() {
+            mesh.refresh();
+        }
+        Ok(())
+    }
+
+    /// When the pump must run although nothing came in.
+    fn next_timeout(&self, ending: Option<Time>) -> tokio::time::Instant {
+        let now = self.clock.now();
+        let stage = match &self.core.borrow().stage {
+            Stage::Unformed(unformed) => unformed.next_timeout(),
+            Stage::Running(running) => Some(running.next_timeout(now)),
+        };
+        let at = stage.into_iter().chain(ending).min().unwrap_or_else(|| now.plus_ms(IDLE_LOOK_MS));
+        self.clock.instant(at)
+    }
+
+    /// Tells the process what this voter is now.
+    fn publish(&self) {
+        let (phase, leader) = self.core.borrow().phase();
+        self.view.send_if_modified(|view| {
+            let now = NodeView::Running { phase, leader };
+            let changed = *view != now;
+            *view = now;
+            changed
+        });
+    }
+
+    fn answer_admin(&self, request: AdminRequest, answer: oneshot::Sender<Result<(), String>>) {
+        match &mut self.core.borrow_mut().stage {
+            Stage::Unformed(_) => drop(answer.send(Err("this server is not a member of a cluster yet".into()))),
+            Stage::Running(running) => {
+                running.admin_asked(request, AdminWaiter::Here(answer), self.options.limits.admin_ms, self.clock.now());
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    fn begin_shutdown(&self, hand_over: bool) {
+        let mut core = self.core.borrow_mut();
+        core.closing = true;
+        if let Stage::Running(running) = &mut core.stage {
+            if hand_over {
+                running.voter.transfer_away(self.clock.now());
+            }
+            running.room.handle_close(Code::Closing, None);
+        }
+        drop(core);
+        self.wake.notify_one();
+    }
+
+    /// Whether leadership and clients are gone, and with them all that a shutdown waits for.
+    fn may_end(&self) -> bool {
+        match &self.core.borrow().stage {
+            Stage::Unformed(_) => true,
+            Stage::Running(running) => running.room.link_count() == 0 && !running.voter.is_transferring(),
+        }
+    }
+}
+
+impl Core {
+    fn phase(&self) -> (Phase, Option<RaftId>) {
+        match &self.stage {
+            Stage::Unformed(unformed) if unformed.joins() => (Phase::Joining, None),
+            Stage::Unformed(_) => (Phase::Forming, None),
+            Stage::Running(running) => match (running.role, running.leader) {
+                (RaftRole::Leader, leader) => (Phase::Leading, leader),
+                (_, Some(leader)) => (Phase::Following, Some(leader)),
+                (_, None) => (Phase::Leaderless, None),
+            },
+        }
+    }
+
+    /// Tells clients where the other servers are.
+    fn learn_endpoints(&mut self, node: &Node) {
+        let Stage::Running(running) = &mut self.stage else { return };
+        let own = ServerEntry { id: running.voter.status().id, endpoints: node.options.endpoints.clone() };
+        let others = self.links.values().filter_map(|link| {
+            let peer = link.peer();
+            Some(ServerEntry { id: peer.id?, endpoints: peer.endpoints.clone() })
+        });
+        running.room.handle_servers(std::iter::once(own).chain(others).collect());
+    }
+}
+
+/// Random bits from the operating system.
+pub(crate) fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+/// Fills `bytes` from the operating system; without its random bits nothing here is safe, so their lack ends the process.
+pub(crate) fn fill_random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the operating system gives random bits");
+}

@@ -1,0 +1,130 @@
+//! Administrators' requests on their way to the leader and back. Each is kept here, on the server where it came in (or that met
+//! the newcomer), until the leader has answered it or its deadline has passed; a leader change asks the next leader again, which is
+//! safe because every request names the state that it wants.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::oneshot;
+use voter_mesh::ids::{Seat, Time};
+use voter_mesh::mesh::message::{AdminRequest, Message};
+use voter_mesh::raft::{AdminProgress, AdminRefused};
+
+use super::running::{Running, send};
+use crate::mesh::{Link, MeshMessage};
+
+/// Milliseconds after which a request is put to the leader again.
+const ADMIN_RETRY_MS: u64 = 250;
+
+/// Requests that one server keeps at once.
+const ADMIN_ASKS_MAX: usize = 64;
+
+/// Who waits for the answer.
+pub(super) enum AdminWaiter {
+    /// Somebody in this process, or on this server's port.
+    Here(oneshot::Sender<Result<(), String>>),
+    /// A peer that passed it on, and what it calls it.
+    Peer(Seat, u64),
+    /// A newcomer on a link of this server: it is told through forming when the configuration names it.
+    Newcomer,
+}
+
+/// A request that is not answered yet.
+pub(super) struct AdminAsk {
+    request: AdminRequest,
+    waiter: AdminWaiter,
+    nonce: u64,
+    deadline: Time,
+    ask_at: Time,
+    /// This server leads and has begun it.
+    started: bool,
+}
+
+impl AdminAsk {
+    pub(super) fn next_timeout(&self) -> Time {
+        self.ask_at.min(self.deadline)
+    }
+
+    pub(super) fn ask_again(&mut self, now: Time) {
+        self.started = false;
+        self.ask_at = now;
+    }
+}
+
+impl Running {
+    /// Takes a request and sees it through.
+    pub(super) fn admin_asked(&mut self, request: AdminRequest, waiter: AdminWaiter, deadline_ms: u64, now: Time) {
+        if self.admin.len() >= ADMIN_ASKS_MAX {
+            return answer(waiter, Err("too many requests at once".into()), &BTreeMap::new());
+        }
+        let nonce = self.next_admin;
+        self.next_admin += 1;
+        self.admin.push(AdminAsk { request, waiter, nonce, deadline: now.plus_ms(deadline_ms), ask_at: now, started: false });
+    }
+
+    /// Puts what is due to the leader, itself or another server.
+    pub(super) fn drive_admin(&mut self, links: &BTreeMap<Seat, Link>, now: Time) {
+        let mut number = 0;
+        while number < self.admin.len() {
+            let ask = &mut self.admin[number];
+            if ask.deadline <= now {
+                let ask = self.admin.swap_remove(number);
+                answer(ask.waiter, Err("no leader did it in time; it may still happen".into()), links);
+                continue;
+            }
+            number += 1;
+            if ask.ask_at > now || ask.started {
+                continue;
+            }
+            ask.ask_at = now.plus_ms(ADMIN_RETRY_MS);
+            match self.voter.handle_admin(ask.request.clone(), now) {
+                Ok(AdminProgress::Started) => ask.started = true,
+                Ok(AdminProgress::Done) => {
+                    number -= 1;
+                    let ask = self.admin.swap_remove(number);
+                    answer(ask.waiter, Ok(()), links);
+                }
+                // One that was passed on to us is answered, so that its own server looks for the next leader.
+                Err(AdminRefused::NotLeader(leader)) => {
+                    if let (Some(leader), AdminWaiter::Here(_) | AdminWaiter::Newcomer) = (leader, &ask.waiter) {
+                        send(links, leader, Message::Admin { nonce: ask.nonce, request: ask.request.clone() });
+                    }
+                }
+                Err(AdminRefused::Busy) => {}
+                Err(refused) => {
+                    number -= 1;
+                    let ask = self.admin.swap_remove(number);
+                    answer(ask.waiter, Err(refused.to_string()), links);
+                }
+            }
+        }
+    }
+
+    /// The leader has answered a request that was passed on to it.
+    pub(super) fn admin_answered(&mut self, nonce: u64, result: Result<(), String>, links: &BTreeMap<Seat, Link>) {
+        if let Some(number) = self.admin.iter().position(|ask| ask.nonce == nonce) {
+            let ask = self.admin.swap_remove(number);
+            answer(ask.waiter, result, links);
+        }
+    }
+
+    /// What this server began as the leader has ended.
+    pub(super) fn admin_ended(&mut self, request: &AdminRequest, result: &Result<(), String>, links: &BTreeMap<Seat, Link>) {
+        let (ended, open) = std::mem::take(&mut self.admin).into_iter().partition(|ask| ask.started && ask.request == *request);
+        self.admin = open;
+        for ask in ended {
+            answer(ask.waiter, result.clone(), links);
+        }
+    }
+}
+
+fn answer(waiter: AdminWaiter, result: Result<(), String>, links: &BTreeMap<Seat, Link>) {
+    match waiter {
+        AdminWaiter::Here(sender) => drop(sender.send(result)),
+        AdminWaiter::Peer(seat, nonce) => {
+            if let Some(link) = links.get(&seat) {
+                let _ = link.send(MeshMessage::Raft(Message::AdminReply { nonce, result }));
+            }
+        }
+        AdminWaiter::Newcomer => {}
+    }
+}

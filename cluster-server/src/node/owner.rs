@@ -1,0 +1,177 @@
+//! What the mesh tells this server: links, messages, snapshots on their way in.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+use tracing::{debug, info, warn};
+use voter_mesh::ids::{Incarnation, RaftId, Seat, Term, Time};
+use voter_mesh::mesh::forming::FormMessage;
+use voter_mesh::mesh::message::{AdminRequest, Message};
+use voter_mesh::raft::Peer;
+
+use super::admin::AdminWaiter;
+use super::running::Running;
+use super::{Core, Node, Stage, panic_text};
+use crate::disk::Receiving;
+use crate::mesh::{Disconnect, Link, MeshMessage, MeshOwner, PeerHello, SelfHello, SnapshotOffer, SnapshotSink};
+
+/// The mesh's way into a node. A type of its own because the mesh holds on to its owner, and the node to its mesh.
+pub(super) struct Owner(pub(super) std::rc::Weak<Node>);
+
+impl MeshOwner for Owner {
+    fn self_hello(&self) -> SelfHello {
+        self.0.upgrade().map(|node| node.hello.borrow().clone()).unwrap_or_default()
+    }
+
+    fn link_up(&self, peer: PeerHello, link: Link) {
+        let Some(node) = self.0.upgrade() else { return };
+        let now = node.clock.now();
+        debug!(seat = %peer.seat, id = ?peer.id, "link up");
+        let mut core = node.core.borrow_mut();
+        core.links.insert(peer.seat, link);
+        match &mut core.stage {
+            Stage::Unformed(unformed) => unformed.forming().handle_connected(&peer),
+            Stage::Running(running) => running.link_up(&peer, now),
+        }
+        core.learn_endpoints(&node);
+        drop(core);
+        node.wake.notify_one();
+    }
+
+    fn message(&self, from: Seat, _incarnation: Incarnation, message: MeshMessage) {
+        let Some(node) = self.0.upgrade() else { return };
+        let now = node.clock.now();
+        let mut core = node.core.borrow_mut();
+        core.mesh_message(from, message, &node, now);
+        drop(core);
+        node.wake.notify_one();
+    }
+
+    fn link_down(&self, seat: Seat, _incarnation: Incarnation, how: Disconnect) {
+        let Some(node) = self.0.upgrade() else { return };
+        let now = node.clock.now();
+        debug!(%seat, ?how, "link down");
+        let mut core = node.core.borrow_mut();
+        let link = core.links.remove(&seat);
+        core.newcomers.remove(&seat);
+        match &mut core.stage {
+            Stage::Unformed(unformed) => unformed.forming().handle_disconnected(seat),
+            Stage::Running(running) => {
+                if let Some(id) = link.and_then(|link| link.peer().id) {
+                    running.voter.handle_disconnected(id, how, now);
+                    running.liveness.lost(id, now);
+                }
+            }
+        }
+        drop(core);
+        node.wake.notify_one();
+    }
+
+    fn snapshot_begin(&self, from: Seat, _incarnation: Incarnation, offer: SnapshotOffer) -> Result<Box<dyn SnapshotSink>, String> {
+        let node = self.0.upgrade().ok_or("the server is stopping")?;
+        let core = node.core.borrow();
+        let Stage::Running(running) = &core.stage else { return Err("the server is not a member yet".into()) };
+        let sender = core.links.get(&from).and_then(|link| link.peer().id).ok_or("the sender has no id")?;
+        info!(%sender, run = %offer.meta.tail.run, bytes = offer.total, "receiving a snapshot");
+        let receiving = running.snapshots.begin_receive(&offer.meta, offer.total).map_err(|error| error.to_string())?;
+        Ok(Box::new(Sink { node: Rc::clone(&node), sender, term: offer.term, receiving }))
+    }
+}
+
+/// A snapshot that is being received.
+struct Sink {
+    node: Rc<Node>,
+    sender: RaftId,
+    term: Term,
+    receiving: Receiving,
+}
+
+impl SnapshotSink for Sink {
+    fn chunk(&mut self, offset: u64, bytes: Bytes) -> Result<(), String> {
+        self.receiving.chunk(offset, &bytes).map_err(|error| error.to_string())
+    }
+
+    fn finish(self: Box<Self>) -> LocalBoxFuture<'static, Result<(), String>> {
+        let Self { node, sender, term, receiving } = *self;
+        async move {
+            let finished = tokio::task::spawn_blocking(move || receiving.finish()).await;
+            let meta = match finished {
+                Ok(Ok(meta)) => meta,
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(panic) => return Err(panic_text(panic.into_panic().as_ref())),
+            };
+            let mut result = Err("the server is stopping".into());
+            node.with_running(|running, _, now| {
+                result = running.voter.handle_snapshot(sender, term, meta, now).map_err(|error| error.to_string());
+            });
+            result
+        }
+        .boxed_local()
+    }
+}
+
+impl Running {
+    fn link_up(&mut self, peer: &PeerHello, now: Time) {
+        if let Some(id) = peer.id
+            && peer.identity == Some(self.replica.identity())
+        {
+            self.voter.handle_connected(Peer { id, incarnation: peer.incarnation }, now);
+        }
+    }
+}
+
+impl Core {
+    fn mesh_message(&mut self, from: Seat, message: MeshMessage, node: &Node, now: Time) {
+        let Some(link) = self.links.get(&from) else { return };
+        match (&mut self.stage, message) {
+            (Stage::Unformed(unformed), MeshMessage::Form(message)) => unformed.forming().handle_message(from, message),
+            (Stage::Unformed(_), MeshMessage::Raft(_)) | (Stage::Running(_), MeshMessage::Form(_)) => {}
+            (Stage::Running(running), MeshMessage::Raft(message)) => match message {
+                Message::Admin { nonce, request } => {
+                    let newcomer = link.peer().id.is_none();
+                    match (newcomer, &request) {
+                        (true, AdminRequest::Join { seat, directory }) if (*seat, *directory) == (from, link.peer().directory) => {
+                            self.newcomers.insert(from);
+                            running.admin_asked(request, AdminWaiter::Newcomer, node.options.limits.admin_ms, now);
+                            self.welcome_newcomers();
+                        }
+                        (true, _) => link.close("a server without an id may only ask to be let in"),
+                        (false, _) => {
+                            running.admin_asked(request, AdminWaiter::Peer(from, nonce), node.options.limits.admin_ms, now)
+                        }
+                    }
+                }
+                Message::AdminReply { nonce, result } => running.admin_answered(nonce, result, &self.links),
+                Message::SessionActivity { attached, detached } => {
+                    if let Some(id) = link.peer().id {
+                        running.liveness.report(id, &attached, &detached, now);
+                    }
+                }
+                message => {
+                    let Some(id) = link.peer().id else { return };
+                    if let Err(error) = running.voter.handle_message(id, message, now) {
+                        warn!(%id, %error, "message refused");
+                        link.close("it sent a message that cannot be");
+                    }
+                }
+            },
+        }
+    }
+
+    /// Tells the newcomers that asked to be let in and that the configuration names by now.
+    pub(super) fn welcome_newcomers(&self) {
+        let Stage::Running(running) = &self.stage else { return };
+        let configuration = running.replica.configuration();
+        for seat in &self.newcomers {
+            let (Some(link), Some(record)) = (self.links.get(seat), configuration.seats.get(seat)) else { continue };
+            let directory = link.peer().directory;
+            if let Some(member) = record.member.iter().chain(&record.incoming).find(|member| member.directory == directory) {
+                let (id, identity) = (member.id, running.replica.identity());
+                // One that does not take it asks again.
+                let _ = link.send(MeshMessage::Form(FormMessage::Welcome { id, identity, configuration: configuration.clone() }));
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! A replica at work: the voter core, the applier, the room and the disk, wired together. Nothing is decided here that a core could
+//! decide; this is the order in which their outputs become each other's inputs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use relay::room::{Room, RoomEvent};
+use tracing::{debug, info};
+use voter_mesh::entry::{EntryKind, EntrySpec, put_entry};
+use voter_mesh::ids::{Opening, RaftId, ReadId, RequestId, RunIndex, Seat, SessionId, Term, Time};
+use voter_mesh::mesh::message::Message;
+use voter_mesh::raft::{Event, RaftRole, Voter, Write, Written};
+use voter_mesh::replica::Replica;
+use voter_mesh::run::Run;
+use voter_mesh::session::liveness::Liveness;
+use voter_mesh::session::{EndPayload, EndReason, SessionEvent};
+
+use super::admin::AdminAsk;
+use super::{Node, NodeError};
+use crate::disk::{Batch, LogEvent, LogReader, LogWriter, SnapshotStore, SubmitRefused};
+use crate::mesh::{Link, MeshMessage};
+
+/// How often a leader looks for sessions to end, and servers report theirs, at most; a short time to live shortens it.
+const LIVENESS_MS: u64 = voter_mesh::session::liveness::ACTIVITY_MS;
+
+/// What the log's writer thread has said since the pump last looked: at most one word for each batch that waits, which is bounded.
+pub(super) type WrittenSlot = Arc<Mutex<VecDeque<LogEvent>>>;
+
+/// A replica and everything that feeds it.
+pub(super) struct Running {
+    pub(super) voter: Voter,
+    pub(super) replica: Replica,
+    pub(super) room: Room,
+    pub(super) log: LogWriter,
+    pub(super) reader: LogReader,
+    pub(super) snapshots: Arc<SnapshotStore>,
+    pub(super) written: WrittenSlot,
+    /// A batch for which the log's writer had no room.
+    unwritten: Option<Batch>,
+    pub(super) to_apply: VecDeque<Run>,
+    /// A batch that the voter could not take; it goes first when it can.
+    pub(super) stash: Option<Bytes>,
+    pub(super) waiting_reads: Vec<(RunIndex, ReadId)>,
+    pub(super) liveness: Liveness,
+    pub(super) liveness_every_ms: u64,
+    pub(super) session_ttl_ms: u64,
+    pub(super) next_liveness: Time,
+    pub(super) admin: Vec<AdminAsk>,
+    pub(super) next_admin: u64,
+    pub(super) role: RaftRole,
+    pub(super) leader: Option<RaftId>,
+    pub(super) term: Term,
+    /// A snapshot is being written; and whether another was asked for since.
+    pub(super) taking: Option<bool>,
+    /// A state for clients is being written.
+    pub(super) imaging: bool,
+    /// The configuration has changed since the owner last looked.
+    pub(super) configured: bool,
+}
+
+/// The parts of a [`Running`] that differ from one start to the next.
+pub(super) struct Parts {
+    pub(super) voter: Voter,
+    pub(super) replica: Replica,
+    pub(super) room: Room,
+    pub(super) log: LogWriter,
+    pub(super) reader: LogReader,
+    pub(super) snapshots: Arc<SnapshotStore>,
+    pub(super) written: WrittenSlot,
+}
+
+impl Running {
+    pub(super) fn new(parts: Parts, session_ttl_ms: u64, now: Time) -> Self {
+        let Parts { voter, replica, room, log, reader, snapshots, written } = parts;
+        let liveness_every_ms = LIVENESS_MS.min(session_ttl_ms / 4).max(50);
+        Self {
+            voter,
+            replica,
+            room,
+            log,
+            reader,
+            snapshots,
+            written,
+            unwritten: None,
+            to_apply: VecDeque::new(),
+            stash: None,
+            waiting_reads: Vec::new(),
+            liveness: Liveness::default(),
+            liveness_every_ms,
+            session_ttl_ms,
+            next_liveness: now.plus_ms(liveness_every_ms),
+            admin: Vec::new(),
+            next_admin: 1,
+            role: RaftRole::Follower,
+            leader: None,
+            term: Term::ZERO,
+            taking: None,
+            imaging: false,
+            configured: true,
+        }
+    }
+
+    /// Drains every core until none has anything left, or a turn's worth was applied.
+    pub(super) fn pump(&mut self, node: &Rc<Node>, links: &BTreeMap<Seat, Link>, now: Time) -> Result<(), NodeError> {
+        self.take_written(now)?;
+        if self.voter.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.voter.handle_timeout(now);
+        }
+        if self.room.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            self.room.handle_timeout(self.replica.sessions(), now);
+        }
+        if now >= self.next_liveness {
+            self.next_liveness = now.plus_ms(self.liveness_every_ms);
+            self.end_sessions(now);
+        }
+        self.drive_admin(links, now);
+        let mut budget = node.options.limits.apply_bytes_max;
+        loop {
+            let mut progress = self.drain_room(node, links, now);
+            progress |= self.drain_voter(node, links, now)?;
+            progress |= self.apply(&mut budget, node, now)?;
+            if !progress {
+                return Ok(());
+            }
+        }
+    }
+
+    /// When this replica must be pumped although nothing came in.
+    pub(super) fn next_timeout(&self, now: Time) -> Time {
+        if !self.to_apply.is_empty() {
+            return now;
+        }
+        let cores = [self.voter.poll_timeout(), self.room.poll_timeout()].into_iter().flatten().map(|(at, _)| at);
+        cores.chain(self.admin.iter().map(AdminAsk::next_timeout)).chain([self.next_liveness]).min().unwrap_or(now)
+    }
+
+    fn take_written(&mut self, now: Time) -> Result<(), NodeError> {
+        let said = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
+        for event in said {
+            match event {
+                LogEvent::Written { number } => self.voter.handle_written(Ok(Written { number }), now),
+                LogEvent::Trimmed { first, term_before } => self.voter.handle_trimmed(first, term_before),
+                // After a failed sync nobody knows what the disk holds; a retry would lie. The next start reads what is there.
+                LogEvent::Failed(failed) => return Err(NodeError::Fatal(format!("the log cannot be written: {failed}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn drain_room(&mut self, node: &Rc<Node>, links: &BTreeMap<Seat, Link>, now: Time) -> bool {
+        let mut progress = false;
+        if let Some(entries) = self.stash.take() {
+            self.propose(entries, now);
+            progress |= self.stash.is_none();
+        }
+        while let Some(event) = self.room.poll_event() {
+            progress = true;
+            match event {
+                RoomEvent::Propose(entries) => self.propose(entries, now),
+                RoomEvent::Read(read) => self.voter.handle_read(read, now),
+                RoomEvent::ReadCancelled(read) => {
+                    self.voter.cancel_read(read);
+                    self.waiting_reads.retain(|(_, waiting)| *waiting != read);
+                }
+                RoomEvent::StateWanted => self.image_for_clients(node),
+                RoomEvent::Activity { attached, detached } => self.report(attached, detached, links, now),
+            }
+        }
+        progress
+    }
+
+    /// Gives laid-out entries to the voter, or keeps them until it takes them.
+    fn propose(&mut self, entries: Bytes, now: Time) {
+        if let Some(stashed) = self.stash.take() {
+            // Only where the room had laid out two batches before it heard that the first one was not taken.
+            let mut both = BytesMut::from(stashed);
+            both.extend_from_slice(&entries);
+            self.stash = Some(both.freeze());
+        } else if self.voter.handle_propose(entries.clone(), now).is_err() {
+            self.stash = Some(entries);
+        }
+        self.room.handle_overloaded(self.stash.is_some());
+    }
+
+    fn drain_voter(&mut self, node: &Rc<Node>, links: &BTreeMap<Seat, Link>, now: Time) -> Result<bool, NodeError> {
+        let mut progress = false;
+        // What may leave leaves before the disk is asked: followers write while we do.
+        while let Some(transmit) = self.voter.poll_transmit() {
+            progress = true;
+            send(links, transmit.to, transmit.message);
+        }
+        while let Some(batch) = self.unwritten.take().or_else(|| self.voter.poll_write().map(batch)) {
+            match self.log.submit(batch) {
+                Ok(()) => progress = true,
+                // Its next word wakes the pump.
+                Err((SubmitRefused::Full, batch)) => {
+                    self.unwritten = Some(*batch);
+                    break;
+                }
+                // It has said why, or is about to.
+                Err((SubmitRefused::Stopped, _)) => break,
+            }
+        }
+        while let Some(event) = self.voter.poll_event() {
+            progress = true;
+            match event {
+                Event::Committed(runs) => self.to_apply.extend(runs),
+                Event::Installed(meta) => self.reload(&meta, node, now)?,
+                Event::Role { term, role, leader } => self.change_role(term, role, leader, now),
+                Event::SendSnapshot { to, term, meta } => self.send_snapshot(to, term, meta, node, links, now),
+                Event::SnapshotWanted => self.take_snapshot(node),
+                Event::Fetch { first, last } => self.fetch(first, last, node),
+                Event::ReadReady { read, run } => {
+                    self.waiting_reads.push((run, read));
+                    self.serve_reads(now);
+                }
+                Event::Admin { request, result } => self.admin_ended(&request, &result, links),
+                Event::Overloaded(overloaded) => self.room.handle_overloaded(overloaded || self.stash.is_some()),
+                Event::Fatal(error) => return Err(NodeError::Fatal(error.to_string())),
+            }
+        }
+        Ok(progress)
+    }
+
+    fn change_role(&mut self, term: Term, role: RaftRole, leader: Option<RaftId>, now: Time) {
+        let (led, leads) = (self.role == RaftRole::Leader, role == RaftRole::Leader);
+        if (self.term, self.leader) != (term, leader) {
+            info!(%term, leader = leader.map(|id| id.to_string()), ?role, "leadership");
+        }
+        if leads && !led {
+            self.liveness.lead(now);
+        } else if led && !leads {
+            self.liveness.resign();
+        }
+        if leader != self.leader {
+            self.room.handle_leader(leader);
+            // A new leader knows nothing of who is attached here.
+            self.room.report_all_sessions();
+            self.admin.iter_mut().for_each(|ask| ask.ask_again(now));
+        }
+        (self.term, self.role, self.leader) = (term, role, leader);
+    }
+
+    /// Applies committed runs until none are left or the turn's budget is used up.
+    fn apply(&mut self, budget: &mut usize, node: &Rc<Node>, now: Time) -> Result<bool, NodeError> {
+        let mut progress = false;
+        while *budget > 0 {
+            let Some(run) = self.to_apply.pop_front() else { break };
+            *budget = budget.saturating_sub(run.bytes().len());
+            let applied = self.replica.apply(&run).map_err(|error| NodeError::Fatal(error.to_string()))?;
+            if self.liveness.leads() {
+                for event in &applied.events {
+                    if let SessionEvent::Opened { session, .. } | SessionEvent::Attached { session, .. } = event {
+                        self.liveness.seen(*session, now);
+                    }
+                }
+            }
+            if applied.snapshot_due {
+                // Here and not a run later: all servers hash at the same index.
+                self.take_snapshot(node);
+            }
+            self.room.handle_applied(&applied, now);
+            self.configured |= applied.configuration.is_some();
+            progress = true;
+        }
+        if progress {
+            self.voter.handle_applied(self.replica.tail().run, now);
+            self.serve_reads(now);
+        }
+        Ok(progress)
+    }
+
+    fn serve_reads(&mut self, now: Time) {
+        let tail = *self.replica.tail();
+        let room = &mut self.room;
+        self.waiting_reads.retain(|(run, read)| {
+            let ready = *run <= tail.run;
+            if ready {
+                room.handle_read(*read, tail.last, now);
+            }
+            !ready
+        });
+    }
+
+    /// Tells the leader which sessions came and went here.
+    fn report(&mut self, attached: Vec<SessionId>, detached: Vec<SessionId>, links: &BTreeMap<Seat, Link>, now: Time) {
+        match (self.role, self.leader) {
+            (RaftRole::Leader, Some(own)) => self.liveness.report(own, &attached, &detached, now),
+            (_, Some(leader)) => send(links, leader, Message::SessionActivity { attached, detached }),
+            // Everything is reported to the next leader anyway.
+            (_, None) => {}
+        }
+    }
+
+    /// The leader proposes the end of sessions that were detached for too long or broke their window.
+    fn end_sessions(&mut self, now: Time) {
+        if !self.liveness.leads() || self.stash.is_some() {
+            return;
+        }
+        let sessions = self.replica.sessions();
+        let due = self.liveness.due(sessions.activity().map(|(session, _)| session), self.session_ttl_ms, now);
+        let expired = due.into_iter().map(|session| (session, EndReason::Expired));
+        let broken = sessions.needs_end().map(|session| (session, EndReason::WindowBroken));
+        let mut entries = BytesMut::new();
+        for (session, why) in expired.chain(broken) {
+            let Some(last_activity) = sessions.last_activity(session) else { continue };
+            let spec =
+                EntrySpec { session, opening: Opening(0), request: RequestId(0), ..EntrySpec::internal(EntryKind::SessionEnd) };
+            let _ = put_entry(&mut entries, &spec, &EndPayload { why, last_activity }.encode());
+        }
+        if !entries.is_empty() {
+            self.propose(entries.freeze(), now);
+        }
+    }
+}
+
+/// Sends to a peer if there is a link to this very life of it. Lost messages are raft's to repeat.
+pub(super) fn send(links: &BTreeMap<Seat, Link>, to: RaftId, message: Message) {
+    let link = links.get(&to.seat()).filter(|link| link.peer().id == Some(to));
+    if let Some(link) = link
+        && link.send(MeshMessage::Raft(message)).is_err()
+    {
+        debug!(%to, "link is full: message dropped");
+    }
+}
+
+fn batch(write: Write) -> Batch {
+    let Write { number, term, vote, commit, writer_term, keep_through, runs, install, must_sync } = write;
+    Batch { number, term, vote, commit, writer_term, install: install.map(|meta| meta.tail), keep_through, runs, must_sync }
+}

@@ -1,0 +1,96 @@
+//! What a server says of itself, and the hashes of what it holds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+use voter_mesh::ids::{Epoch, LogIndex, RunIndex, Term};
+use voter_mesh::replica::ReplicaImage;
+
+use super::{Node, Stage};
+use crate::status::ServerStatus;
+
+impl Node {
+    /// Answers with this server's status; the hashes, where they are asked for, are made elsewhere.
+    pub(super) fn answer_status(self: &Rc<Self>, hashes: bool, answer: oneshot::Sender<ServerStatus>) {
+        let (mut status, image) = self.status(hashes);
+        let Some(image) = image else { return drop(answer.send(status)) };
+        tokio::task::spawn_local(async move {
+            let hashed = tokio::task::spawn_blocking(move || hash(image)).await;
+            if let Ok(Ok((state, sessions))) = hashed {
+                status.state_hash = Some(state);
+                status.sessions_hash = Some(sessions);
+            }
+            let _ = answer.send(status);
+        });
+    }
+
+    fn status(&self, hashes: bool) -> (ServerStatus, Option<ReplicaImage>) {
+        let core = self.core.borrow();
+        let (phase, leader) = core.phase();
+        let mut status = ServerStatus {
+            seat: self.options.seat,
+            id: None,
+            phase,
+            room: self.options.room.clone(),
+            cluster: None,
+            epoch: Epoch::FIRST,
+            state_machine: self.options.machine.name.to_owned(),
+            state_machine_version: self.options.machine.version,
+            term: Term::ZERO,
+            leader,
+            commit: RunIndex::ZERO,
+            applied: LogIndex::ZERO,
+            clients: 0,
+            sessions: 0,
+            configuration: voter_mesh::configuration::Configuration::default(),
+            state_hash: None,
+            sessions_hash: None,
+            counters: BTreeMap::new(),
+        };
+        let Stage::Running(running) = &core.stage else { return (status, None) };
+        let (voter, replica) = (running.voter.status(), &running.replica);
+        status.id = Some(voter.id);
+        status.cluster = Some(replica.identity().cluster);
+        status.epoch = replica.identity().epoch;
+        status.term = voter.term;
+        status.commit = voter.commit;
+        status.applied = replica.tail().last;
+        status.clients = running.room.link_count();
+        status.sessions = replica.sessions().len();
+        status.configuration = replica.configuration().clone();
+        let counters = running.room.counters();
+        let mut count = |name: String, value: u64| drop(status.counters.insert(name, value));
+        count("admitted".into(), counters.admitted);
+        count("malformed".into(), counters.malformed);
+        count("unknown_kinds".into(), counters.unknown_kinds);
+        count("proposals".into(), counters.proposals);
+        count("proposals_refused".into(), counters.proposals_refused);
+        count("replies".into(), counters.replies);
+        count("reads".into(), counters.reads);
+        count("reads_refused".into(), counters.reads_refused);
+        count("client_snapshots".into(), counters.snapshots);
+        for (code, value) in &counters.refused {
+            count(format!("refused_{code:?}"), *value);
+        }
+        for (code, value) in &counters.closed {
+            count(format!("closed_{code:?}"), *value);
+        }
+        let image = hashes.then(|| replica.image());
+        (status, image)
+    }
+}
+
+fn hash(image: ReplicaImage) -> std::io::Result<(String, String)> {
+    let meta = image.write(&mut std::io::sink(), &mut std::io::sink())?;
+    Ok((hex(&meta.state_hash), hex(&meta.sessions_hash)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

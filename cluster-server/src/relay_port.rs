@@ -1,0 +1,371 @@
+//! The relay port: accepts clients over WebSocket (`GET /rooms/{room}`) and answers operators over HTTP (`/status`, `/admin`).
+//! It moves bytes between sockets and the room; what they mean is decided in `relay`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures_util::{Sink, Stream};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use relay::room::{LinkId, Transmit};
+use relay::wire::{Code, ServerFrame};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing::debug;
+use voter_mesh::mesh::message::AdminRequest;
+
+use crate::limits::ServerLimits;
+use crate::node::Node;
+use crate::status::ServerStatus;
+
+/// An operator's question, on its way from the HTTP handler to the server's own thread.
+pub(crate) enum Ask {
+    /// `GET /status`.
+    Status { hashes: bool, answer: oneshot::Sender<ServerStatus> },
+    /// `POST /admin`.
+    Admin { request: AdminRequest, answer: oneshot::Sender<Result<(), String>> },
+}
+
+/// A client's socket, upgraded.
+pub(crate) struct Arrival {
+    socket: WebSocket,
+    address: SocketAddr,
+    room: String,
+}
+
+/// Where the port hands things over to the server's own thread.
+#[derive(Clone)]
+struct Door {
+    arrivals: mpsc::Sender<Arrival>,
+    asks: mpsc::Sender<Ask>,
+    limits: Arc<ServerLimits>,
+}
+
+/// One listener and its accept loop. Dropping it stops both; sockets that were accepted live on.
+pub(crate) struct RelayPort {
+    /// The address that it really has.
+    pub(crate) address: SocketAddr,
+    accept: JoinHandle<()>,
+    port: Rc<Port>,
+}
+
+/// What the links of one listener share.
+#[derive(Default)]
+struct Port {
+    /// The listener was stopped: its links end too.
+    closing: Cell<bool>,
+    wakers: RefCell<BTreeMap<LinkId, Rc<RefCell<LinkWaker>>>>,
+}
+
+impl Drop for RelayPort {
+    fn drop(&mut self) {
+        self.accept.abort();
+    }
+}
+
+impl RelayPort {
+    /// Serves `listener` on the current `LocalSet`; clients go to `node`.
+    pub(crate) fn open(listener: TcpListener, node: &Rc<Node>, asks: mpsc::Sender<Ask>) -> std::io::Result<Self> {
+        let address = listener.local_addr()?;
+        let limits = Arc::clone(node.limits());
+        let (arrivals, mut arrived) = mpsc::channel::<Arrival>(limits.accept_backlog_max);
+        let port = Rc::new(Port::default());
+        let (node, shared) = (Rc::clone(node), Rc::clone(&port));
+        tokio::task::spawn_local(async move {
+            while let Some(arrival) = arrived.recv().await {
+                tokio::task::spawn_local(serve_link(Rc::clone(&node), Rc::clone(&shared), arrival));
+            }
+        });
+        let router = Router::new()
+            .route("/rooms/{room}", get(upgrade))
+            .route("/status", get(status))
+            .route("/admin", post(admin))
+            .with_state(Door { arrivals, asks, limits: Arc::clone(&limits) });
+        let accept = tokio::task::spawn_local(accept_loop(listener, router, limits));
+        Ok(Self { address, accept, port })
+    }
+
+    /// Stops accepting and ends the links that came through here, as the loss of a relay would.
+    pub(crate) fn close(&self) {
+        self.accept.abort();
+        self.port.closing.set(true);
+        self.port.wakers.borrow().values().for_each(|waker| waker.borrow_mut().wake());
+    }
+}
+
+async fn accept_loop(listener: TcpListener, router: Router, limits: Arc<ServerLimits>) {
+    let handshakes = Arc::new(AtomicUsize::new(0));
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, or a connection that was reset before it was taken: neither is a reason to stop.
+                debug!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        if handshakes.load(Ordering::Relaxed) >= limits.handshakes_max {
+            drop(stream);
+            continue;
+        }
+        let _ = stream.set_nodelay(true);
+        handshakes.fetch_add(1, Ordering::Relaxed);
+        tokio::task::spawn_local(http(stream, address, router.clone(), Arc::clone(&limits), Arc::clone(&handshakes)));
+    }
+}
+
+/// One HTTP connection until it is answered or upgraded. A client that does not finish its request in time is dropped.
+async fn http(stream: TcpStream, address: SocketAddr, router: Router, limits: Arc<ServerLimits>, handshakes: Arc<AtomicUsize>) {
+    let service = TowerToHyperService::new(router.layer(axum::Extension(ConnectInfo(address))));
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(limits.handshake_ms))
+        .max_buf_size(limits.http_bytes_max)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    match tokio::time::timeout(Duration::from_millis(limits.handshake_ms * 2), served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%address, %error, "request failed"),
+        Err(_) => debug!(%address, "request took too long"),
+    }
+    handshakes.fetch_sub(1, Ordering::Relaxed);
+}
+
+async fn upgrade(
+    State(door): State<Door>,
+    Path(room): Path<String>,
+    axum::Extension(ConnectInfo(address)): axum::Extension<ConnectInfo<SocketAddr>>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let limits = &door.limits;
+    upgrade
+        .read_buffer_size(limits.socket_read_bytes)
+        .write_buffer_size(limits.socket_write_bytes)
+        .max_write_buffer_size(limits.socket_write_bytes + limits.message_bytes_max * 2)
+        .max_message_size(limits.message_bytes_max)
+        .max_frame_size(limits.message_bytes_max)
+        .on_upgrade(move |socket| async move {
+            // The room's own thread takes it from here; when that is gone, so is the socket.
+            let _ = door.arrivals.send(Arrival { socket, address, room }).await;
+        })
+}
+
+async fn status(State(door): State<Door>, query: axum::extract::RawQuery) -> Response {
+    let hashes = query.0.is_some_and(|query| query.split('&').any(|part| part == "hashes"));
+    let (answer, answered) = oneshot::channel();
+    if door.asks.send(Ask::Status { hashes, answer }).await.is_err() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    match answered.await {
+        Ok(status) => json(StatusCode::OK, &status),
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn admin(
+    State(door): State<Door>,
+    axum::Extension(ConnectInfo(address)): axum::Extension<ConnectInfo<SocketAddr>>,
+    body: Bytes,
+) -> Response {
+    // The port is for clients; only whoever sits on the machine may reshape the cluster through it.
+    if !address.ip().is_loopback() {
+        return json(StatusCode::FORBIDDEN, &serde_json::json!({"error": "admin requests are taken from loopback only"}));
+    }
+    let request = match serde_json::from_slice::<AdminRequest>(&body) {
+        Ok(AdminRequest::Join { .. }) => {
+            return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": "join comes over the mesh"}));
+        }
+        Ok(request) => request,
+        Err(error) => return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error.to_string()})),
+    };
+    let (answer, answered) = oneshot::channel();
+    if door.asks.send(Ask::Admin { request, answer }).await.is_err() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    match tokio::time::timeout(Duration::from_millis(door.limits.admin_ms), answered).await {
+        Ok(Ok(Ok(()))) => json(StatusCode::OK, &serde_json::json!({"ok": true})),
+        Ok(Ok(Err(why))) => json(StatusCode::CONFLICT, &serde_json::json!({"error": why})),
+        Ok(Err(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Err(_) => json(StatusCode::GATEWAY_TIMEOUT, &serde_json::json!({"error": "not done in time; it may still happen"})),
+    }
+}
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
+    let body = serde_json::to_vec(value).unwrap_or_default();
+    Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .body(Body::from(body))
+        .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+/// One client, from its first frame to its last: one task that reads whenever there is something to read and writes whenever the
+/// room has something and the socket takes it, so that a client that does not read is still heard.
+async fn serve_link(node: Rc<Node>, port: Rc<Port>, arrival: Arrival) {
+    let Arrival { mut socket, address, room } = arrival;
+    let refusal = if room == node.room_name() { None } else { Some(Code::UnknownRoom) };
+    let link = match refusal.map_or_else(|| node.link_opened(address.ip()), Err) {
+        Ok(link) => link,
+        Err(code) => {
+            let refuse = ServerFrame::Refuse { code, retry_after_ms: (code == Code::Recovering).then_some(200) }.encode();
+            let goodbye = async {
+                use futures_util::SinkExt;
+                let _ = socket.send(Message::Binary(refuse)).await;
+                let _ = socket.close().await;
+            };
+            let _ = tokio::time::timeout(Duration::from_millis(node.limits().goodbye_ms), goodbye).await;
+            return;
+        }
+    };
+    let mut conversation =
+        Conversation { node: &node, port: &port, link: &link, socket, out: Vec::new(), sent: 0, closing: false, dirty: false };
+    port.wakers.borrow_mut().insert(link.id, Rc::clone(&link.waker));
+    std::future::poll_fn(|cx| conversation.poll(cx)).await;
+    port.wakers.borrow_mut().remove(&link.id);
+    node.link_closed(link.id);
+    if conversation.closing {
+        use futures_util::SinkExt;
+        let socket = &mut conversation.socket;
+        let _ = tokio::time::timeout(Duration::from_millis(node.limits().goodbye_ms), async {
+            let _ = socket.flush().await;
+            let _ = socket.close().await;
+        })
+        .await;
+    }
+}
+
+/// A link as the port knows it: its name in the room and how the room wakes it.
+pub(crate) struct LinkHandle {
+    pub(crate) id: LinkId,
+    pub(crate) waker: Rc<RefCell<LinkWaker>>,
+}
+
+/// Set by the room's wake list; consumed by the link's task.
+#[derive(Default)]
+pub(crate) struct LinkWaker {
+    ready: bool,
+    aborted: bool,
+    waker: Option<std::task::Waker>,
+}
+
+impl LinkWaker {
+    /// Makes the link's task drop its socket as it is.
+    pub(crate) fn abort(&mut self) {
+        self.aborted = true;
+        self.wake();
+    }
+
+    /// Makes the link's task run soon.
+    pub(crate) fn wake(&mut self) {
+        self.ready = true;
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+struct Conversation<'a> {
+    node: &'a Rc<Node>,
+    port: &'a Port,
+    link: &'a LinkHandle,
+    socket: WebSocket,
+    out: Vec<Bytes>,
+    sent: usize,
+    closing: bool,
+    dirty: bool,
+}
+
+impl Conversation<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        {
+            let mut waker = self.link.waker.borrow_mut();
+            if waker.aborted || self.port.closing.get() {
+                return Poll::Ready(());
+            }
+            // Before anything is asked: a wake from here on must not be missed, wherever this task stops.
+            waker.waker = Some(cx.waker().clone());
+        }
+        match self.poll_write(cx) {
+            Poll::Ready(()) => return Poll::Ready(()),
+            Poll::Pending => {}
+        }
+        if self.closing {
+            return Poll::Pending;
+        }
+        for _ in 0..self.node.limits().frames_per_turn_max {
+            match Pin::new(&mut self.socket).poll_next(cx) {
+                Poll::Ready(Some(Ok(Message::Binary(bytes)))) => self.node.link_frame(self.link.id, bytes),
+                Poll::Ready(Some(Ok(Message::Text(_)))) => self.node.link_frame(self.link.id, Bytes::new()),
+                Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
+                Poll::Ready(Some(Ok(Message::Close(_))) | None) => return Poll::Ready(()),
+                Poll::Ready(Some(Err(error))) => {
+                    debug!(%error, link = ?self.link.id, "link broke");
+                    return Poll::Ready(());
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        // More may be there: let the others have a turn first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Writes what the room has. Ready when the link is to be closed or has broken.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            while self.sent < self.out.len() {
+                match Pin::new(&mut self.socket).poll_ready(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+                let message = std::mem::take(&mut self.out[self.sent]);
+                self.sent += 1;
+                if Pin::new(&mut self.socket).start_send(Message::Binary(message)).is_err() {
+                    return Poll::Ready(());
+                }
+                self.dirty = true;
+            }
+            self.out.clear();
+            self.sent = 0;
+            if self.dirty {
+                match Pin::new(&mut self.socket).poll_flush(cx) {
+                    Poll::Ready(Ok(())) => self.dirty = false,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            if self.closing {
+                return Poll::Ready(());
+            }
+            {
+                let mut waker = self.link.waker.borrow_mut();
+                if !std::mem::take(&mut waker.ready) {
+                    return Poll::Pending;
+                }
+            }
+            match self.node.link_transmit(self.link.id, &mut self.out) {
+                Transmit::More => self.link.waker.borrow_mut().ready = true,
+                Transmit::Idle => {}
+                Transmit::CloseAfter => self.closing = true,
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What a server says of itself to operators.
+
+use serde::{Deserialize, Serialize};
+use voter_mesh::configuration::Configuration;
+use voter_mesh::ids::{ClusterId, Epoch, LogIndex, RaftId, RunIndex, Seat, Term};
+
+/// Where a server stands in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waiting for all voters to agree on a first configuration.
+    Forming,
+    /// An empty directory that met a formed cluster: waiting for an id and a snapshot.
+    Joining,
+    /// Without a leader.
+    Leaderless,
+    /// Following a leader.
+    Following,
+    /// Leading.
+    Leading,
+}
+
+/// A server's state, as `GET /status` gives it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its seat.
+    pub seat: Seat,
+    /// Its raft id; none before it formed or joined.
+    pub id: Option<RaftId>,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The room.
+    pub room: String,
+    /// The cluster, once formed.
+    pub cluster: Option<ClusterId>,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The state machine's name.
+    pub state_machine: String,
+    /// Its version.
+    pub state_machine_version: u32,
+    /// The current term.
+    pub term: Term,
+    /// Who leads.
+    pub leader: Option<RaftId>,
+    /// The last run that is known to be committed.
+    pub commit: RunIndex,
+    /// The last entry that was applied.
+    pub applied: LogIndex,
+    /// Clients attached here.
+    pub clients: usize,
+    /// Sessions in the table.
+    pub sessions: usize,
+    /// The configuration.
+    pub configuration: Configuration,
+    /// SHA-256 of the state at `applied`, in hex; only where `?hashes` asked for it.
+    pub state_hash: Option<String>,
+    /// SHA-256 of the session table at `applied`, in hex; only where `?hashes` asked for it.
+    pub sessions_hash: Option<String>,
+    /// Entries that this process has refused or dropped, by reason.
+    pub counters: std::collections::BTreeMap<String, u64>,
+}

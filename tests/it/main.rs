@@ -1,0 +1,5 @@
+//! Stories on real sockets, real files and real processes. One binary; a module for each topic.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod basics;
+mod harness;

@@ -1,0 +1,1262 @@
+//! The consensus facade: TiKV's raft crate, made safe to feed with bytes from others, and completed with what the crate leaves to
+//! its user — sealing, forwarding, reads, membership, the torn-link hint. No type of the crate leaves this module.
+//!
+//! # Driving contract
+//! Feed [`Voter`] with `handle_*` as things happen. After any number of them, drain, in any order and until all give `None`:
+//! * [`Voter::poll_transmit`]: may be sent at once. Lost messages are repeated; the order per peer should be kept.
+//! * [`Voter::poll_write`]: make durable in order, then [`Voter::handle_written`] with the number of the last one that is.
+//! * [`Voter::poll_event`]: see [`Event`].
+//! * [`Voter::poll_timeout`]: when to call [`Voter::handle_timeout`] at the latest, and why.
+//!
+//! Proposals are sealed when the outputs are drained: all that waits becomes one run, so batches come from draining inputs first.
+
+mod convert;
+mod forward;
+mod membership;
+mod reads;
+mod storage;
+mod types;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use raft::eraftpb::{EntryType, Message as RaftMessage, MessageType};
+use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
+
+use self::forward::Book;
+pub use self::membership::AdminRefused;
+use self::reads::{Asker, Asking, Rounds};
+use self::storage::Store;
+pub use self::types::*;
+use crate::configuration::{ConfigPayload, Configuration, Role};
+use crate::entry::{Entries, EntryKind, EntrySpec, entry};
+use crate::ids::{Incarnation, RaftId, ReadId, RunIndex, Seat, Term, Time};
+pub use crate::mesh::links::Disconnect;
+use crate::mesh::message::{AdminRequest, BatchId, ForwardRefusal, Message, ReadRefusal};
+use crate::run::{RUN_BYTES_MAX, Run, Tail};
+use crate::snapshot::SnapshotMeta;
+
+/// How far behind the commit index a newcomer may be to be called caught up, in runs.
+const CAUGHT_UP_RUNS: u64 = 256;
+
+/// Tries of a (pre-)vote after a torn link, while no leader is heard.
+const HINT_TRIES: u32 = 5;
+
+/// Where a batch that waits for sealing came from.
+enum Origin {
+    Own(BatchId),
+    Peer(RaftId, BatchId),
+}
+
+/// A pre-vote that a torn link asks for.
+struct Hint {
+    at: Time,
+    tries: u32,
+}
+
+/// Messages that wait until a write is durable.
+struct Held {
+    write: u64,
+    ready: u64,
+    messages: Vec<RaftMessage>,
+    installed: Option<SnapshotMeta>,
+}
+
+/// A change that this leader has begun.
+struct Changing {
+    request: AdminRequest,
+    /// For a transfer: to whom, and until when.
+    transfer: Option<(RaftId, Time)>,
+}
+
+/// One replica's part in consensus; see the module for how it is driven.
+pub struct Voter {
+    raw: RawNode<Store>,
+    options: VoterOptions,
+    now: Time,
+    rng: u64,
+    next_tick: Time,
+    peers: BTreeMap<RaftId, Incarnation>,
+    /// Terms far above ours, as peers claimed them.
+    high_terms: BTreeMap<RaftId, u64>,
+    /// What was applied, as far as configurations go: advanced when a run is handed out as committed.
+    configuration: Configuration,
+    configuration_run: RunIndex,
+    /// The tail of what was handed out as committed.
+    handed: Tail,
+    suspect: Option<Tail>,
+    to_seal: VecDeque<(Origin, Bytes)>,
+    to_seal_bytes: usize,
+    book: Book,
+    asking: Asking,
+    rounds: Rounds,
+    hint: Option<Hint>,
+    hinted_term: u64,
+    /// A configuration that is in the log and not applied.
+    config_pending: Option<RunIndex>,
+    changing: Option<Changing>,
+    role: (Term, RaftRole, Option<RaftId>),
+    overloaded: bool,
+    last_write: u64,
+    written: u64,
+    held: VecDeque<Held>,
+    writes: VecDeque<Write>,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    fatal: bool,
+}
+
+impl std::fmt::Debug for Voter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Voter").field(&self.status()).finish()
+    }
+}
+
+impl Voter {
+    /// A replica that goes on from what its disk knew.
+    ///
+    /// # Errors
+    /// [`VoterError`]: timing or state that cannot be.
+    pub fn new(options: VoterOptions, recovered: Recovered, now: Time) -> Result<Self, VoterError> {
+        options.timing.check()?;
+        let Recovered {
+            term,
+            vote,
+            commit,
+            applied,
+            configuration,
+            configuration_run,
+            before_first,
+            terms,
+            recent,
+            tail,
+            snapshot,
+            suspect,
+        } = recovered;
+        let first_recent = recent.first().map_or(tail.run.0 + 1, |run| run.header().run.0);
+        if first_recent > applied.run.0 + 1 || applied.run > tail.run || before_first.0 > applied.run {
+            return Err(VoterError::State("the runs above the applied one are not all there"));
+        }
+        let commit = commit.max(applied.run).min(tail.run);
+        let store = Store::new((term, vote, commit), &configuration, before_first, &terms, recent, tail, snapshot);
+        let timing = &options.timing;
+        let config = raft::Config {
+            id: options.id.0,
+            election_tick: timing.election_ticks,
+            min_election_tick: timing.election_ticks,
+            max_election_tick: timing.election_ticks_max,
+            heartbeat_tick: timing.heartbeat_ticks,
+            applied: applied.run.0,
+            max_size_per_msg: options.limits.append_bytes_max,
+            max_inflight_msgs: options.limits.appends_in_flight_max,
+            max_uncommitted_size: options.limits.uncommitted_bytes_max,
+            max_committed_size_per_ready: options.limits.append_bytes_max,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            priority: i64::from(options.priority),
+            ..raft::Config::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&config, store, &logger).map_err(|error| VoterError::Crate(error.to_string()))?;
+        let last_config = raw.store().last_config_above(applied.run.0);
+        let mut voter = Self {
+            raw,
+            now,
+            rng: options.seed | 1,
+            next_tick: now.plus_ms(options.timing.tick_ms),
+            peers: BTreeMap::new(),
+            high_terms: BTreeMap::new(),
+            configuration,
+            configuration_run,
+            handed: applied,
+            suspect,
+            to_seal: VecDeque::new(),
+            to_seal_bytes: 0,
+            book: Book::default(),
+            asking: Asking::new(options.id, options.incarnation),
+            rounds: Rounds::default(),
+            hint: None,
+            hinted_term: 0,
+            config_pending: last_config,
+            changing: None,
+            role: (term, RaftRole::Follower, None),
+            overloaded: false,
+            last_write: 0,
+            written: 0,
+            held: VecDeque::new(),
+            writes: VecDeque::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            fatal: false,
+            options,
+        };
+        voter.randomise();
+        if voter.configuration.voters() == [voter.options.id] && !voter.configuration.is_joint() {
+            // Nobody else could object.
+            let _ = voter.raw.campaign();
+        }
+        voter.stepped();
+        Ok(voter)
+    }
+
+    // ---- inputs
+
+    /// A link to a peer stands. A new incarnation may have lost what the old one acknowledged: a leader forgets its progress.
+    pub fn handle_connected(&mut self, peer: Peer, now: Time) {
+        self.now = now;
+        let known = self.peers.insert(peer.id, peer.incarnation);
+        if self.raw.raft.state == StateRole::Leader {
+            let last = self.raw.raft.raft_log.last_index();
+            if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer.id.0) {
+                progress.become_probe();
+                progress.recent_active = true;
+                if known != Some(peer.incarnation) {
+                    progress.matched = 0;
+                }
+                progress.next_idx = last + 1;
+                progress.pending_snapshot = 0;
+                self.raw.raft.send_append(peer.id.0);
+            }
+        } else if Some(peer.id) == self.leader() {
+            // What was under way on the old link is gone.
+            self.book.send_all_again(now);
+            self.asking.ask_again();
+        }
+        self.stepped();
+    }
+
+    /// The link to a peer is gone. A torn one to the leader is a hint that the leader is: pre-vote soon, once per term.
+    pub fn handle_disconnected(&mut self, peer: RaftId, how: Disconnect, now: Time) {
+        self.now = now;
+        let raft = &mut self.raw.raft;
+        if how == Disconnect::Torn && raft.leader_id == peer.0 && raft.state == StateRole::Follower && self.hinted_term < raft.term
+        {
+            self.hinted_term = raft.term;
+            // Gives up the lease: others may have our vote at once.
+            raft.leader_id = raft::INVALID_ID;
+            let wait_us = 1_000 + self.random() % 5_000;
+            self.hint = Some(Hint { at: now.plus_us(wait_us), tries: HINT_TRIES });
+        }
+        if self.raw.raft.state == StateRole::Leader {
+            self.raw.report_unreachable(peer.0);
+        }
+        self.stepped();
+    }
+
+    /// A message from a linked peer.
+    ///
+    /// # Errors
+    /// [`MessageError`]: the message cannot be true; nothing has changed, and the link should be closed.
+    pub fn handle_message(&mut self, from: RaftId, message: Message, now: Time) -> Result<(), MessageError> {
+        self.now = now;
+        if !self.peers.contains_key(&from) || from == self.options.id {
+            return Err(MessageError::Stranger(from));
+        }
+        match message {
+            Message::Forward { batch, entries } => self.forwarded(from, batch, entries),
+            Message::Taken { batch, term, first } => self.book.taken(batch, term, first),
+            Message::Refused { batch, why: ForwardRefusal::Malformed, .. } => self.book.malformed(batch),
+            Message::Refused { batch, .. } => self.book.refused(batch, now),
+            Message::ReadIndex { nonce } => {
+                if self.is_leader() {
+                    self.rounds.ask(Asker::Peer(from, nonce));
+                } else {
+                    self.transmit(from, Message::ReadAnswer { nonce, answer: Err(ReadRefusal::NotLeader) });
+                }
+            }
+            Message::ReadAnswer { nonce, answer: Ok(run) } => self.reads_ready(nonce, run),
+            Message::ReadAnswer { nonce, answer: Err(_) } => {
+                self.asking.refused(nonce, now.plus_ms(self.options.timing.tick_ms));
+            }
+            Message::SessionActivity { .. } | Message::Admin { .. } | Message::AdminReply { .. } => {
+                return Err(MessageError::NotForConsensus);
+            }
+            message => self.step_message(from, message)?,
+        }
+        self.stepped();
+        Ok(())
+    }
+
+    /// Entries of this server's clients, laid out end to end. They are kept until they are committed.
+    ///
+    /// # Errors
+    /// [`ProposeRefused::Overloaded`]: nothing was kept; offer them again later.
+    pub fn handle_propose(&mut self, entries: Bytes, now: Time) -> Result<(), ProposeRefused> {
+        self.now = now;
+        if self.book.bytes() + entries.len() > self.options.limits.forward_bytes_max && self.book.bytes() > 0 {
+            self.overloaded = true;
+            return Err(ProposeRefused::Overloaded);
+        }
+        self.book.add(entries, now);
+        Ok(())
+    }
+
+    /// A linearizable read waits for its index: [`Event::ReadReady`] gives it. Its deadline is the owner's, with [`Voter::cancel_read`].
+    pub fn handle_read(&mut self, read: ReadId, now: Time) {
+        self.now = now;
+        self.asking.add(read);
+    }
+
+    /// Nobody waits for this read any more.
+    pub fn cancel_read(&mut self, read: ReadId) {
+        self.asking.cancel(read);
+    }
+
+    /// An administrator's request, at the leader.
+    ///
+    /// # Errors
+    /// [`AdminRefused`]: nothing has changed.
+    pub fn handle_admin(&mut self, request: AdminRequest, now: Time) -> Result<AdminProgress, AdminRefused> {
+        self.now = now;
+        if !self.is_leader() {
+            return Err(AdminRefused::NotLeader(self.leader()));
+        }
+        if self.changing.as_ref().is_some_and(|changing| changing.request == request) {
+            return Ok(AdminProgress::Started);
+        }
+        if self.changing.is_some() || self.config_pending.is_some() || self.configuration.is_joint() || self.is_transferring() {
+            return Err(AdminRefused::Busy);
+        }
+        if !self.raw.raft.commit_to_current_term() {
+            return Err(AdminRefused::Busy);
+        }
+        let own = self.options.id.seat();
+        match &request {
+            AdminRequest::Transfer { seat } => return self.transfer(*seat, request.clone()),
+            // A leader never removes itself: it hands over first, and the next leader does it.
+            AdminRequest::RemoveSeat { seat } if *seat == own && self.configuration.voters().len() > 1 => {
+                self.transfer_away(now);
+                return Err(AdminRefused::Busy);
+            }
+            AdminRequest::Promote { seat } => {
+                let member = self.configuration.seats.get(seat).and_then(|record| record.member.as_ref());
+                if member.is_some_and(|member| member.role == Role::Standby && !self.caught_up(member.id)) {
+                    return Err(AdminRefused::Behind(*seat));
+                }
+            }
+            _ => {}
+        }
+        let Some(next) = membership::next(&self.configuration, &request)? else { return Ok(AdminProgress::Done) };
+        if !self.configure(&next) {
+            return Err(AdminRefused::Busy);
+        }
+        self.changing = Some(Changing { request, transfer: None });
+        self.stepped();
+        Ok(AdminProgress::Started)
+    }
+
+    /// Everything up to this write is durable. A failed one ends the server: this core then says nothing any more.
+    pub fn handle_written(&mut self, written: Result<Written, WriteFailed>, now: Time) {
+        self.now = now;
+        let Ok(Written { number }) = written else {
+            self.fatal = true;
+            return;
+        };
+        self.written = self.written.max(number);
+        self.release();
+        self.stepped();
+    }
+
+    /// The owner has applied everything up to this run.
+    pub fn handle_applied(&mut self, run: RunIndex, now: Time) {
+        self.now = now;
+        let log = &self.raw.raft.raft_log;
+        let run = run.0.min(log.committed).min(log.persisted);
+        if run > log.applied {
+            self.raw.advance_apply_to(run);
+            let bytes_max = self.options.limits.memory_bytes_max;
+            self.raw.mut_store().evict(run, bytes_max);
+        }
+        self.stepped();
+    }
+
+    /// The old runs that [`Event::Fetch`] asked for; empty if they cannot be read.
+    pub fn handle_fetched(&mut self, runs: Vec<Run>, now: Time) {
+        self.now = now;
+        let usable = !runs.is_empty();
+        let contexts = {
+            let store = self.raw.mut_store();
+            store.set_fetched(runs);
+            let mut wants = store.wants.borrow_mut();
+            wants.fetch = None;
+            wants.fetching = false;
+            std::mem::take(&mut wants.contexts)
+        };
+        if usable {
+            contexts.into_iter().for_each(|context| self.raw.on_entries_fetched(context));
+        }
+        self.stepped();
+    }
+
+    /// A leader's snapshot has come and is durable.
+    ///
+    /// # Errors
+    /// [`MessageError`]: it cannot be this replica's; nothing has changed.
+    pub fn handle_snapshot(&mut self, from: RaftId, term: Term, meta: SnapshotMeta, now: Time) -> Result<(), MessageError> {
+        self.now = now;
+        if !self.peers.contains_key(&from) || from == self.options.id {
+            return Err(MessageError::Stranger(from));
+        }
+        if meta.identity != self.options.identity
+            || !meta.configuration.contains(self.options.id)
+            || meta.tail.run == RunIndex::ZERO
+        {
+            return Err(MessageError::NotOurSnapshot);
+        }
+        self.check_term(from, term)?;
+        if self.is_leader() && self.raw.raft.term <= term.0 {
+            return Err(MessageError::SecondLeader(from));
+        }
+        let mut message = RaftMessage::default();
+        message.set_msg_type(MessageType::MsgSnapshot);
+        (message.from, message.to, message.term) = (from.0, self.options.id.0, term.0);
+        message.set_snapshot(storage::snapshot(&meta));
+        self.step(message);
+        let taken = self.raw.raft.raft_log.unstable_snapshot().as_ref().is_some_and(|s| s.get_metadata().index == meta.tail.run.0);
+        if taken {
+            self.raw.mut_store().restart(&meta);
+            self.handed = meta.tail;
+            self.config_pending = None;
+            self.configuration = meta.configuration.clone();
+            self.configuration_run = meta.configuration_run;
+            // Whatever was promised a place may lie behind the snapshot's veil.
+            self.book.send_all_again(now);
+        }
+        self.stepped();
+        Ok(())
+    }
+
+    /// The owner's own snapshot is durable: the newest one for peers.
+    pub fn handle_snapshot_taken(&mut self, meta: SnapshotMeta, now: Time) {
+        self.now = now;
+        let store = self.raw.mut_store();
+        if store.snapshot.as_ref().is_none_or(|known| known.tail.run < meta.tail.run) {
+            store.snapshot = Some(meta);
+        }
+        // Whoever waits for it hears from us again.
+        self.raw.ping();
+        self.stepped();
+    }
+
+    /// A snapshot that [`Event::SendSnapshot`] asked for has arrived, or has not.
+    pub fn handle_snapshot_sent(&mut self, to: RaftId, ok: bool, now: Time) {
+        self.now = now;
+        self.raw.report_snapshot(to.0, if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
+        self.stepped();
+    }
+
+    /// The disk has let go of the runs below `first`.
+    pub fn handle_trimmed(&mut self, first: RunIndex, term_before: Term) {
+        self.raw.mut_store().trim(first.0, term_before.0);
+    }
+
+    /// Hands leadership to the voter that has come furthest, as a shutdown does. Whether that is under way now.
+    pub fn transfer_away(&mut self, now: Time) -> bool {
+        self.now = now;
+        if !self.is_leader() {
+            return false;
+        }
+        let own = self.options.id;
+        let best = self
+            .configuration
+            .voters()
+            .into_iter()
+            .filter(|id| *id != own && self.peers.contains_key(id))
+            .max_by_key(|id| self.raw.raft.prs().get(id.0).map_or(0, |progress| progress.matched));
+        if let Some(best) = best {
+            self.raw.transfer_leader(best.0);
+        }
+        self.stepped();
+        self.is_transferring()
+    }
+
+    /// Time has come to what [`Voter::poll_timeout`] named.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.now = now;
+        let tick_us = self.options.timing.tick_ms * 1000;
+        // A server that was stopped for long must not live through all of its timeouts at once.
+        let late = (now.since_us(self.next_tick) / tick_us + 1).min(u64::from(self.options.timing.catch_up_ticks_max));
+        if now >= self.next_tick {
+            for _ in 0..late {
+                self.tick();
+            }
+            self.next_tick = now.plus_us(tick_us);
+        }
+        if self.hint.as_ref().is_some_and(|hint| hint.at <= now) {
+            self.take_hint();
+        }
+        self.stepped();
+    }
+
+    // ---- outputs
+
+    /// What must become durable next.
+    pub fn poll_write(&mut self) -> Option<Write> {
+        self.settle();
+        self.writes.pop_front()
+    }
+
+    /// What may be sent now.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.settle();
+        self.transmits.pop_front()
+    }
+
+    /// What the owner should know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.settle();
+        self.events.pop_front()
+    }
+
+    /// When [`Voter::handle_timeout`] is due at the latest, and why.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
+        let hint = self.hint.as_ref().map(|hint| (hint.at, "torn link"));
+        let parked = self.leader().and_then(|_| self.book.next_due()).map(|at| (at, "parked proposals"));
+        let reads = self.leader().and_then(|_| self.asking.next_due()).map(|at| (at, "reads to ask for again"));
+        [Some((self.next_tick, "tick")), hint, parked, reads].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// How this replica stands.
+    #[must_use]
+    pub fn status(&self) -> VoterStatus {
+        let raft = &self.raw.raft;
+        let progress = |(id, progress): (&u64, &raft::Progress)| {
+            (RaftId(*id), PeerProgress { matched: RunIndex(progress.matched), active: progress.recent_active })
+        };
+        VoterStatus {
+            id: self.options.id,
+            term: Term(raft.term),
+            role: self.raft_role(),
+            leader: self.leader(),
+            commit: RunIndex(raft.raft_log.committed),
+            applied: RunIndex(raft.raft_log.applied),
+            last: self.raw.store().tail.run,
+            last_term: self.raw.store().tail.term,
+            peers: if raft.state == StateRole::Leader { raft.prs().iter().map(progress).collect() } else { BTreeMap::new() },
+        }
+    }
+
+    /// Whether leadership is being handed over.
+    #[must_use]
+    pub fn is_transferring(&self) -> bool {
+        self.is_leader() && self.raw.raft.lead_transferee.is_some()
+    }
+
+    // ---- inside
+
+    fn random(&mut self) -> u64 {
+        // splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.rng;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The crate draws its election timeout from the thread's randomness: ours replaces it wherever a new one was drawn.
+    fn randomise(&mut self) {
+        let (min, max) = (self.options.timing.election_ticks, self.options.timing.election_ticks_max);
+        let span = (max - min).max(1) as u64;
+        let ticks = min + (self.random() % span) as usize;
+        self.raw.raft.set_randomized_election_timeout(ticks);
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    fn leader(&self) -> Option<RaftId> {
+        RaftId(self.raw.raft.leader_id).some()
+    }
+
+    fn raft_role(&self) -> RaftRole {
+        match self.raw.raft.state {
+            StateRole::Leader => RaftRole::Leader,
+            StateRole::Follower => RaftRole::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => RaftRole::Candidate,
+        }
+    }
+
+    fn transmit(&mut self, to: RaftId, message: Message) {
+        self.transmits.push_back(Transmit { to, message });
+    }
+
+    fn stop(&mut self, error: FatalError) {
+        if !std::mem::replace(&mut self.fatal, true) {
+            self.events.push_back(Event::Fatal(error));
+        }
+    }
+
+    fn tick(&mut self) {
+        self.book.tick(self.now);
+        self.asking.tick(self.now, self.options.timing.heartbeat_us());
+        if self.suspect.is_none() || self.is_leader() {
+            self.raw.tick();
+        }
+        self.stepped();
+        if let Some((_, until)) = self.changing.as_ref().and_then(|changing| changing.transfer)
+            && self.now >= until
+        {
+            self.end_change(Err("the other server did not take over in time".into()));
+        }
+    }
+
+    fn take_hint(&mut self) {
+        let Some(hint) = self.hint.take() else { return };
+        if self.is_leader() || self.leader().is_some() || self.suspect.is_some() {
+            return;
+        }
+        let _ = self.raw.campaign();
+        let wait_us = 5_000 + self.random() % 25_000;
+        self.hint = (hint.tries > 1).then(|| Hint { at: self.now.plus_us(wait_us), tries: hint.tries - 1 });
+    }
+
+    /// After anything that may have moved the crate: the no-op of a new term is laid out, and what changed is told.
+    fn stepped(&mut self) {
+        self.seal_noop();
+        let now = (Term(self.raw.raft.term), self.raft_role(), self.leader());
+        if now == self.role {
+            return;
+        }
+        let before = std::mem::replace(&mut self.role, now);
+        self.randomise();
+        let (was_leader, is_leader) = (before.1 == RaftRole::Leader, now.1 == RaftRole::Leader);
+        if now.2.is_some() {
+            self.hint = None;
+        }
+        if was_leader && !is_leader {
+            self.resign();
+        }
+        if (before.0, before.2) != (now.0, now.2) {
+            self.book.send_all_again(self.now);
+            self.asking.ask_again();
+        }
+        let handed_over = self.changing.as_ref().and_then(|changing| changing.transfer);
+        if let Some((target, _)) = handed_over
+            && now.2.is_some_and(|leader| leader != self.options.id)
+        {
+            let result = if now.2 == Some(target) { Ok(()) } else { Err("another server took over".to_owned()) };
+            self.end_change(result);
+        }
+        self.events.push_back(Event::Role { term: now.0, role: now.1, leader: now.2 });
+    }
+
+    /// What a leader had promised to look after goes back to whoever asked.
+    fn resign(&mut self) {
+        self.to_seal_bytes = 0;
+        for (origin, _) in std::mem::take(&mut self.to_seal) {
+            if let Origin::Peer(peer, batch) = origin {
+                let leader = self.leader();
+                self.transmit(peer, Message::Refused { batch, why: ForwardRefusal::NotLeader, leader });
+            }
+        }
+        for asker in self.rounds.give_up() {
+            self.answer_read(asker, Err(ReadRefusal::NotLeader));
+        }
+        if self.changing.as_ref().is_some_and(|changing| changing.transfer.is_none()) {
+            // Whether it happens is the next leader's to say; its asker asks again.
+            self.changing = None;
+        }
+    }
+
+    /// A new leader's first entry is the crate's own and empty: it becomes a run like any other before anybody sees it.
+    fn seal_noop(&mut self) {
+        let log = &self.raw.raft.raft_log;
+        let Some(last) = log.unstable_entries().last() else { return };
+        if !last.data.is_empty() || last.index != self.raw.store().tail.run.0 + 1 {
+            return;
+        }
+        let Ok(noop) = entry(&EntrySpec::internal(EntryKind::Noop), &[]) else { return };
+        let (index, term) = (last.index, last.term);
+        match self.seal(Term(term), &[&noop]) {
+            Ok(run) if run.header().run.0 == index => {
+                if let Some(last) = self.raw.raft.raft_log.unstable.entries.last_mut() {
+                    *last = storage::entry(&run);
+                }
+                self.raw.mut_store().push(run);
+            }
+            _ => self.stop(FatalError::Sealing { run: RunIndex(index) }),
+        }
+    }
+
+    fn seal(&self, term: Term, parts: &[&[u8]]) -> Result<Run, crate::run::RunError> {
+        let identity = &self.options.identity;
+        Run::seal(&self.raw.store().tail, term, self.now.unix_ms, identity.epoch, identity.room, parts)
+    }
+
+    /// Brings all outputs up to date.
+    fn settle(&mut self) {
+        if self.fatal {
+            return;
+        }
+        self.drive_reads();
+        self.drive_book();
+        self.seal_waiting();
+        self.drive_membership();
+        while !self.fatal && self.raw.has_ready() {
+            self.take_ready();
+            self.drive_membership();
+        }
+        self.drive_wants();
+    }
+
+    fn drive_book(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        if self.is_leader() {
+            if self.is_transferring() {
+                return;
+            }
+            for (batch, entries) in self.book.take_due(self.now) {
+                self.to_seal_bytes += entries.len();
+                self.to_seal.push_back((Origin::Own(batch), entries));
+            }
+        } else if self.peers.contains_key(&leader) {
+            for (batch, entries) in self.book.take_due(self.now) {
+                self.transmit(leader, Message::Forward { batch, entries });
+            }
+        }
+        let relieved = self.book.bytes() <= self.options.limits.forward_bytes_max / 2;
+        if self.overloaded && relieved {
+            self.overloaded = false;
+            self.events.push_back(Event::Overloaded(false));
+        }
+    }
+
+    fn forwarded(&mut self, from: RaftId, batch: BatchId, entries: Bytes) {
+        let refusal = if !self.is_leader() {
+            Some(ForwardRefusal::NotLeader)
+        } else if self.is_transferring() {
+            Some(ForwardRefusal::Transferring)
+        } else if self.to_seal_bytes + entries.len() > self.options.limits.forward_bytes_max && self.to_seal_bytes > 0 {
+            Some(ForwardRefusal::Overloaded)
+        } else {
+            None
+        };
+        match refusal {
+            Some(why) => {
+                let leader = self.leader();
+                self.transmit(from, Message::Refused { batch, why, leader });
+            }
+            None => {
+                self.to_seal_bytes += entries.len();
+                self.to_seal.push_back((Origin::Peer(from, batch), entries));
+            }
+        }
+    }
+
+    /// Seals all that waits, as few runs as their bound allows.
+    fn seal_waiting(&mut self) {
+        while self.is_leader() && !self.is_transferring() && !self.to_seal.is_empty() {
+            let (mut count, mut bytes) = (0, 0);
+            for (_, entries) in &self.to_seal {
+                if count > 0 && bytes + entries.len() > RUN_BYTES_MAX {
+                    break;
+                }
+                (count, bytes) = (count + 1, bytes + entries.len());
+            }
+            let parts: Vec<&[u8]> = self.to_seal.iter().take(count).map(|(_, entries)| entries.as_ref()).collect();
+            let term = Term(self.raw.raft.term);
+            let run = match self.seal(term, &parts) {
+                Ok(run) => run,
+                Err(_) => {
+                    self.drop_malformed(count);
+                    continue;
+                }
+            };
+            let mut first = run.header().first;
+            if !self.append(run, None) {
+                // Too much is uncommitted: it waits here, and what comes on top is refused.
+                return;
+            }
+            for _ in 0..count {
+                let Some((origin, entries)) = self.to_seal.pop_front() else { break };
+                self.to_seal_bytes -= entries.len();
+                match origin {
+                    Origin::Own(batch) => self.book.taken(batch, term, first),
+                    Origin::Peer(peer, batch) => self.transmit(peer, Message::Taken { batch, term, first }),
+                }
+                first = first.plus(Entries::verified(&entries).count() as u64);
+            }
+        }
+    }
+
+    /// Some batch among the first `count` does not check: the bad ones are refused, the good ones stay.
+    fn drop_malformed(&mut self, count: usize) {
+        let waiting: Vec<_> = self.to_seal.drain(..count.min(self.to_seal.len())).collect();
+        for (origin, entries) in waiting.into_iter().rev() {
+            let mut found = 0_usize;
+            let good = Entries::checked(&entries).all(|entry| {
+                found += 1;
+                entry.is_ok_and(|entry| !matches!(entry.header.kind, EntryKind::Config | EntryKind::Noop))
+            });
+            if (good && found > 0 && entries.len() <= RUN_BYTES_MAX.max(crate::entry::PAYLOAD_BYTES_MAX)) {
+                self.to_seal.push_front((origin, entries));
+                continue;
+            }
+            self.to_seal_bytes -= entries.len();
+            match origin {
+                Origin::Own(batch) => self.book.malformed(batch),
+                Origin::Peer(peer, batch) => {
+                    let leader = self.leader();
+                    self.transmit(peer, Message::Refused { batch, why: ForwardRefusal::Malformed, leader });
+                }
+            }
+        }
+    }
+
+    /// Gives a sealed run to the crate; false if it takes no more now. `change` marks a change that raft must know of.
+    fn append(&mut self, run: Run, change: Option<raft::eraftpb::ConfChangeV2>) -> bool {
+        let mut message = RaftMessage::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.options.id.0;
+        let mut proposed = raft::eraftpb::Entry::default();
+        proposed.data = run.bytes().clone();
+        if let Some(change) = change {
+            use protobuf::Message as _;
+            let Ok(bytes) = change.write_to_bytes() else { return false };
+            proposed.set_entry_type(EntryType::EntryConfChangeV2);
+            proposed.data = bytes.into();
+        }
+        message.set_entries(vec![proposed].into());
+        let is_change = message.get_entries().first().is_some_and(|entry| entry.get_entry_type() == EntryType::EntryConfChangeV2);
+        if self.raw.raft.step(message).is_err() {
+            return false;
+        }
+        let header = *run.header();
+        let Some(last) = self.raw.raft.raft_log.unstable.entries.last_mut() else {
+            self.stop(FatalError::Sealing { run: header.run });
+            return false;
+        };
+        let changed_kind = is_change && last.get_entry_type() != EntryType::EntryConfChangeV2;
+        if (last.index, last.term) != (header.run.0, header.term.0) || changed_kind {
+            self.stop(FatalError::Sealing { run: header.run });
+            return false;
+        }
+        if is_change {
+            *last = storage::entry(&run);
+            // The crate has sent its own idea of the entry already, where a follower's window was open.
+            for sent in &mut self.raw.raft.msgs {
+                for entry in sent.mut_entries().iter_mut().filter(|entry| entry.index == header.run.0) {
+                    *entry = storage::entry(&run);
+                }
+            }
+        }
+        self.raw.mut_store().push(run);
+        true
+    }
+
+    fn drive_reads(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        if let Some(nonce) = self.asking.question(self.now) {
+            if self.is_leader() {
+                self.rounds.ask(Asker::Own(nonce));
+            } else {
+                self.transmit(leader, Message::ReadIndex { nonce });
+            }
+        }
+        if !self.is_leader() {
+            return;
+        }
+        if !self.raw.raft.commit_to_current_term() {
+            for asker in self.rounds.give_up() {
+                self.answer_read(asker, Err(ReadRefusal::NotReady));
+            }
+            return;
+        }
+        if let Some(round) = self.rounds.begin() {
+            self.raw.read_index(round.to_le_bytes().to_vec());
+        }
+    }
+
+    fn answer_read(&mut self, asker: Asker, answer: Result<RunIndex, ReadRefusal>) {
+        match (asker, answer) {
+            (Asker::Peer(peer, nonce), answer) => self.transmit(peer, Message::ReadAnswer { nonce, answer }),
+            (Asker::Own(nonce), Ok(run)) => self.reads_ready(nonce, run),
+            (Asker::Own(nonce), Err(_)) => self.asking.refused(nonce, self.now.plus_ms(self.options.timing.tick_ms)),
+        }
+    }
+
+    fn reads_ready(&mut self, nonce: crate::mesh::message::ReadNonce, run: RunIndex) {
+        let ready = self.asking.answer(nonce).into_iter().map(|read| Event::ReadReady { read, run });
+        self.events.extend(ready);
+    }
+
+    /// Takes what the crate has ready: what it says, what must become durable, what is committed.
+    fn take_ready(&mut self) {
+        let mut ready = self.raw.ready();
+        for message in ready.take_messages() {
+            self.send(message);
+        }
+        for state in ready.take_read_states() {
+            let round = state.request_ctx.as_slice().try_into().map_or(0, u64::from_le_bytes);
+            for asker in self.rounds.confirmed(round) {
+                self.answer_read(asker, Ok(RunIndex(state.index)));
+            }
+        }
+        let waiting = ready.take_persisted_messages();
+        let entries = ready.take_entries();
+        let install = (!ready.snapshot().is_empty()).then(|| self.raw.store().snapshot.clone()).flatten();
+        let committed = ready.take_committed_entries();
+        let number = ready.number();
+        if !entries.is_empty() || install.is_some() || ready.must_sync() {
+            let runs: Option<Vec<Run>> = entries.iter().map(|entry| self.raw.store().run(entry.index).cloned()).collect();
+            let Some(runs) = runs else { return self.stop(FatalError::Lost { run: self.raw.store().tail.run }) };
+            let raft = &self.raw.raft;
+            let write = Write {
+                number,
+                term: Term(raft.term),
+                vote: RaftId(raft.vote),
+                commit: RunIndex(raft.raft_log.committed),
+                writer_term: Term(raft.term),
+                keep_through: entries.first().map(|first| RunIndex(first.index - 1)),
+                runs,
+                install: install.clone(),
+                must_sync: true,
+            };
+            self.last_write = number;
+            self.writes.push_back(write);
+        }
+        if let Some(last) = entries.last() {
+            self.raw.mut_store().stable = last.index;
+        }
+        self.raw.advance_append_async(ready);
+        self.held.push_back(Held { write: self.last_write, ready: number, messages: waiting, installed: install });
+        self.release();
+        self.committed(&committed);
+    }
+
+    /// Lets go of what waited for writes that are durable by now.
+    fn release(&mut self) {
+        while let Some(held) = self.held.pop_front_if(|held| held.write <= self.written) {
+            self.raw.on_persist_ready(held.ready);
+            for message in held.messages {
+                self.send(message);
+            }
+            self.events.extend(held.installed.map(Event::Installed));
+            let tail = &self.raw.store().tail;
+            if self.suspect.is_some_and(|goal| (tail.term, tail.run) >= (goal.term, goal.run)) {
+                self.suspect = None;
+            }
+        }
+    }
+
+    fn committed(&mut self, entries: &[raft::eraftpb::Entry]) {
+        let mut runs = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Some(run) = self.raw.store().run(entry.index).cloned() else {
+                return self.stop(FatalError::Lost { run: RunIndex(entry.index) });
+            };
+            let header = *run.header();
+            if !self.handed.continues(&header) {
+                return self.stop(FatalError::Diverged { run: header.run });
+            }
+            self.handed = header.tail();
+            self.book.committed(&header, self.now);
+            if let Some(payload) = run.config_payload() {
+                self.configured(header.run, payload);
+            }
+            runs.push(run);
+        }
+        if !runs.is_empty() {
+            self.events.push_back(Event::Committed(runs));
+        }
+    }
+
+    /// A configuration is committed: raft is told, unless it was based on one that never came to hold.
+    fn configured(&mut self, run: RunIndex, payload: &[u8]) {
+        if self.config_pending.is_some_and(|pending| pending <= run) {
+            self.config_pending = None;
+        }
+        let Ok(ConfigPayload { base, configuration }) = ConfigPayload::decode(payload) else { return };
+        if base != self.configuration_run {
+            return;
+        }
+        if let Some(change) = membership::change(&self.configuration, &configuration)
+            && self.raw.apply_conf_change(&change).is_err()
+        {
+            return self.stop(FatalError::Configuration { run });
+        }
+        self.configuration = configuration;
+        self.configuration_run = run;
+        if !self.configuration.is_joint() && self.changing.as_ref().is_some_and(|changing| changing.transfer.is_none()) {
+            self.end_change(Ok(()));
+        }
+    }
+
+    fn end_change(&mut self, result: Result<(), String>) {
+        if let Some(Changing { request, .. }) = self.changing.take() {
+            self.events.push_back(Event::Admin { request, result });
+        }
+    }
+
+    /// What a leader does by itself: leave a joint configuration, let a caught-up newcomer take its seat.
+    fn drive_membership(&mut self) {
+        if !self.is_leader() || self.config_pending.is_some() || self.is_transferring() || !self.raw.raft.commit_to_current_term() {
+            return;
+        }
+        if let Some(next) = membership::left(&self.configuration) {
+            self.configure(&next);
+            return;
+        }
+        let arrived = self.configuration.seats.iter().find(|(_, record)| {
+            let old_life_leads = record.member.as_ref().is_some_and(|member| member.id == self.options.id);
+            !old_life_leads && record.incoming.as_ref().is_some_and(|member| self.caught_up(member.id))
+        });
+        if let Some(next) = arrived.and_then(|(seat, _)| membership::replaced(&self.configuration, *seat)) {
+            self.configure(&next);
+        }
+    }
+
+    fn caught_up(&self, id: RaftId) -> bool {
+        let committed = self.raw.raft.raft_log.committed;
+        self.raw.raft.prs().get(id.0).is_some_and(|progress| {
+            progress.recent_active && progress.matched + CAUGHT_UP_RUNS >= committed && progress.matched > 0
+        })
+    }
+
+    /// Proposes a configuration; false if the crate takes none now.
+    fn configure(&mut self, next: &Configuration) -> bool {
+        let payload = ConfigPayload { base: self.configuration_run, configuration: next.clone() }.encode();
+        let Ok(entry) = entry(&EntrySpec::internal(EntryKind::Config), &payload) else { return false };
+        let Ok(run) = self.seal(Term(self.raw.raft.term), &[&entry]) else { return false };
+        let index = run.header().run;
+        let appended = self.append(run, membership::change(&self.configuration, next));
+        if appended {
+            self.config_pending = Some(index);
+        }
+        appended
+    }
+
+    fn transfer(&mut self, seat: Seat, request: AdminRequest) -> Result<AdminProgress, AdminRefused> {
+        let record = self.configuration.seats.get(&seat).ok_or(AdminRefused::UnknownSeat(seat))?;
+        let member = record.member.as_ref().ok_or(AdminRefused::Vacant(seat))?;
+        if member.id == self.options.id {
+            return Ok(AdminProgress::Done);
+        }
+        if member.role != Role::Voter {
+            return Err(AdminRefused::Standby(seat));
+        }
+        let target = member.id;
+        if !self.caught_up(target) || !self.peers.contains_key(&target) {
+            return Err(AdminRefused::Behind(seat));
+        }
+        self.raw.transfer_leader(target.0);
+        let until = self.now.plus_ms(self.options.timing.tick_ms * self.options.timing.election_ticks as u64 * 2);
+        self.changing = Some(Changing { request, transfer: Some((target, until)) });
+        self.stepped();
+        Ok(AdminProgress::Started)
+    }
+
+    fn drive_wants(&mut self) {
+        let (fetch, snapshot) = {
+            let mut wants = self.raw.store().wants.borrow_mut();
+            let fetch = wants.fetch.filter(|_| !wants.fetching);
+            wants.fetching |= fetch.is_some();
+            (fetch, std::mem::take(&mut wants.snapshot))
+        };
+        if let Some((first, last)) = fetch {
+            self.events.push_back(Event::Fetch { first: RunIndex(first), last: RunIndex(last) });
+        }
+        if snapshot {
+            self.events.push_back(Event::SnapshotWanted);
+        }
+    }
+
+    /// Sends one of the crate's messages, as ours.
+    fn send(&mut self, message: RaftMessage) {
+        let to = RaftId(message.to);
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            if let Some(meta) = self.raw.store().snapshot.clone() {
+                self.events.push_back(Event::SendSnapshot { to, term: Term(message.term), meta });
+            }
+            return;
+        }
+        match convert::to_ours(message, self.raw.store()) {
+            Some(message) => self.transmit(to, message),
+            None => debug_assert!(false, "the crate said something that has no word of ours"),
+        }
+    }
+
+    fn check_term(&mut self, from: RaftId, term: Term) -> Result<(), MessageError> {
+        let own = self.raw.raft.term;
+        let newcomer = self.raw.store().tail.run == RunIndex::ZERO;
+        if newcomer || term.0 <= own.saturating_add(TERM_JUMP_MAX) {
+            self.high_terms.remove(&from);
+            return Ok(());
+        }
+        self.high_terms.insert(from, term.0);
+        let voters = self.configuration.voters();
+        let agreeing: BTreeSet<RaftId> = self.high_terms.keys().filter(|id| voters.contains(id)).copied().collect();
+        if agreeing.len() * 2 > voters.len() { Ok(()) } else { Err(MessageError::TermJump { own: Term(own), claimed: term }) }
+    }
+
+    fn step(&mut self, message: RaftMessage) {
+        // What the crate answers with an error (an unknown peer, a proposal it has no room for) it has not taken.
+        let _ = self.raw.step(message);
+        self.stepped();
+    }
+
+    /// Checks one of raft's own kinds and gives it to the crate.
+    fn step_message(&mut self, from: RaftId, message: Message) -> Result<(), MessageError> {
+        let (own_term, last) = (self.raw.raft.term, self.raw.raft.raft_log.last_index());
+        let mut ours = RaftMessage::default();
+        (ours.from, ours.to) = (from.0, self.options.id.0);
+        match message {
+            Message::Append { term, previous, previous_term, commit, runs } => {
+                self.check_leader(from, term)?;
+                self.accept(term, previous, previous_term, &runs)?;
+                ours.set_msg_type(MessageType::MsgAppend);
+                (ours.term, ours.index, ours.log_term, ours.commit) = (term.0, previous.0, previous_term.0, commit.0);
+                ours.set_entries(runs.iter().map(storage::entry).collect::<Vec<_>>().into());
+                self.take_appended(term, previous, previous_term, runs)?;
+                self.step(ours);
+                if self.raw.raft.raft_log.last_index() != self.raw.store().tail.run.0 {
+                    self.stop(FatalError::Sealing { run: self.raw.store().tail.run });
+                }
+                return Ok(());
+            }
+            Message::AppendReply { term, run, reject, commit } => {
+                self.check_term(from, term)?;
+                if term.0 == own_term && run.0 > last {
+                    return Err(MessageError::BeyondTheLog { run });
+                }
+                ours.set_msg_type(MessageType::MsgAppendResponse);
+                (ours.term, ours.index, ours.commit) = (term.0, run.0, commit.0);
+                if let Some(hint) = reject {
+                    ours.reject = true;
+                    (ours.reject_hint, ours.log_term) = (hint.run.0, hint.term.0);
+                }
+            }
+            Message::Heartbeat { term, commit, round } => {
+                self.check_leader(from, term)?;
+                ours.set_msg_type(MessageType::MsgHeartbeat);
+                // A follower that lost its tail answers all the same, so that the leader finds out.
+                (ours.term, ours.commit) = (term.0, commit.0.min(last));
+                ours.context = convert::context(round);
+            }
+            Message::HeartbeatReply { term, commit, round } => {
+                self.check_term(from, term)?;
+                ours.set_msg_type(MessageType::MsgHeartbeatResponse);
+                (ours.term, ours.commit) = (term.0, commit.0);
+                ours.context = convert::context(round);
+            }
+            Message::VoteRequest { term, pre, last, last_term, commit, commit_term, priority, transfer } => {
+                self.check_term(from, term)?;
+                if term == Term::ZERO {
+                    return Err(MessageError::TermZero);
+                }
+                if self.suspect.is_some_and(|goal| (last_term, last) < (goal.term, goal.run)) {
+                    // What this replica has lost, the candidate never had: its election could lose what was acknowledged.
+                    let (commit, commit_term) = (RunIndex::ZERO, Term::ZERO);
+                    self.transmit(from, Message::VoteReply { term: Term(own_term), pre, granted: false, commit, commit_term });
+                    return Ok(());
+                }
+                ours.set_msg_type(if pre { MessageType::MsgRequestPreVote } else { MessageType::MsgRequestVote });
+                (ours.term, ours.index, ours.log_term) = (term.0, last.0, last_term.0);
+                (ours.commit, ours.commit_term, ours.priority) = (commit.0, commit_term.0, i64::from(priority));
+                if transfer {
+                    ours.context = convert::transfer_context();
+                }
+            }
+            Message::VoteReply { term, pre, granted, commit, commit_term } => {
+                self.check_term(from, term)?;
+                if term == Term::ZERO {
+                    return Err(MessageError::TermZero);
+                }
+                let kind = if pre { MessageType::MsgRequestPreVoteResponse } else { MessageType::MsgRequestVoteResponse };
+                ours.set_msg_type(kind);
+                (ours.term, ours.reject) = (term.0, !granted);
+                (ours.commit, ours.commit_term) = (commit.0, commit_term.0);
+            }
+            Message::TimeoutNow { term } => {
+                self.check_leader(from, term)?;
+                if self.suspect.is_some() {
+                    return Ok(());
+                }
+                ours.set_msg_type(MessageType::MsgTimeoutNow);
+                ours.term = term.0;
+            }
+            _ => return Err(MessageError::NotForConsensus),
+        }
+        self.step(ours);
+        Ok(())
+    }
+
+    /// What only a leader says.
+    fn check_leader(&mut self, from: RaftId, term: Term) -> Result<(), MessageError> {
+        self.check_term(from, term)?;
+        let raft = &self.raw.raft;
+        if term == Term::ZERO {
+            return Err(MessageError::TermZero);
+        }
+        if term.0 == raft.term
+            && (raft.state == StateRole::Leader || (raft.leader_id != raft::INVALID_ID && raft.leader_id != from.0))
+        {
+            return Err(MessageError::SecondLeader(from));
+        }
+        Ok(())
+    }
+
+    /// Whether the runs of an append continue each other and what they follow.
+    fn accept(&mut self, term: Term, previous: RunIndex, previous_term: Term, runs: &[Run]) -> Result<(), MessageError> {
+        let identity = self.options.identity;
+        let mut before: Option<Tail> = None;
+        for run in runs {
+            let header = run.header();
+            let follows =
+                before.map_or(header.run == previous.next() && header.term >= previous_term, |tail| tail.continues(header));
+            if !follows || header.term > term || (header.epoch, header.room) != (identity.epoch, identity.room) {
+                return Err(MessageError::Gap { run: header.run });
+            }
+            before = Some(header.tail());
+        }
+        if let Some(first) = runs.first()
+            && self.raw.store().term_at(previous.0) == previous_term.0
+            && self.raw.store().chain_after(previous.0).is_some_and(|chain| chain != first.header().chain_before)
+        {
+            self.stop(FatalError::Diverged { run: first.header().run });
+            return Err(MessageError::Diverged { run: first.header().run });
+        }
+        Ok(())
+    }
+
+    /// Brings this facade's copy of the log where the crate will bring its own when it takes the append.
+    fn take_appended(&mut self, term: Term, previous: RunIndex, previous_term: Term, runs: Vec<Run>) -> Result<(), MessageError> {
+        let committed = self.raw.raft.raft_log.committed;
+        let matches = previous.0 <= self.raw.store().tail.run.0 && self.raw.store().term_at(previous.0) == previous_term.0;
+        if term.0 < self.raw.raft.term || previous.0 < committed || !matches {
+            return Ok(());
+        }
+        let handed = self.handed;
+        for run in runs {
+            let header = *run.header();
+            if header.run <= self.raw.store().tail.run {
+                if self.raw.store().term_at(header.run.0) == header.term.0 {
+                    if self.raw.store().chain_after(header.run.0).is_some_and(|chain| chain != header.chain_after) {
+                        self.stop(FatalError::Diverged { run: header.run });
+                        return Err(MessageError::Diverged { run: header.run });
+                    }
+                    continue;
+                }
+                if header.run.0 <= committed || !self.raw.mut_store().truncate(header.run.0 - 1, handed) {
+                    self.stop(FatalError::Diverged { run: header.run });
+                    return Err(MessageError::Diverged { run: header.run });
+                }
+                if self.config_pending.is_some_and(|pending| pending >= header.run) {
+                    self.config_pending = None;
+                }
+            }
+            if run.config_payload().is_some() {
+                self.config_pending = Some(header.run);
+            }
+            self.raw.mut_store().push(run);
+        }
+        Ok(())
+    }
+}
