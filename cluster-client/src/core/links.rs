@@ -346,6 +346,8 @@ impl<W: Waiters> Core<W> {
             ServerFrame::Start(start) => {
                 if first {
                     self.check_start(start)?;
+                    // What came of a snapshot before it is void.
+                    self.collecting = None;
                     if let Some(link) = self.links.get_mut(&id) {
                         link.feeding = true;
                     }
