@@ -198,6 +198,21 @@ fn a_feed_that_would_go_back_in_time_costs_the_link_and_not_the_state() {
 }
 
 #[test]
+fn a_bad_feed_costs_its_link_alone() {
+    let mut world = World::with(Cluster::new(2), two_links(2));
+    world.run_for(100);
+    let link = world.client.core.first.unwrap();
+    for _ in 0..2 {
+        world.client.core.handle_frame(link, ServerFrame::Feed(Bytes::from_static(b"no run")), world.now);
+    }
+    world.settle();
+    assert_eq!(world.live_on(), Some(1), "the standby took over and stays");
+    let call = world.propose(put("a"));
+    world.run_for(10);
+    world.told(call).clone().unwrap();
+}
+
+#[test]
 fn a_server_that_cannot_know_the_session_yet_does_not_end_it() {
     let mut world = World::new(2);
     let call = world.propose(put("a"));
@@ -236,6 +251,11 @@ fn a_link_that_held_is_replaced_at_once_however_hard_it_was_to_get() {
     assert_eq!(world.live_on(), Some(0));
     world.tear(0);
     assert_eq!(world.live_on(), Some(0));
+    world.run_for(2_000);
+    world.kill(0);
+    world.cluster.servers[0].health = Health::Up;
+    world.run_for(60);
+    assert_eq!(world.live_on(), Some(0), "the first pause is short again");
     // But not one that is torn again and again.
     let dials = world.client.dialled.len();
     for _ in 0..100 {

@@ -354,7 +354,7 @@ impl World {
                     client.follower.begin(index, chain);
                     (Some((index, chain)), Ok(()))
                 }
-                Event::Feed(blocks) => client.follower.feed(blocks),
+                Event::Feed { link, blocks } => client.follower.feed(link, blocks),
                 Event::Install(snapshot) => {
                     let result = client.follower.install(&snapshot);
                     (Some((snapshot.index, snapshot.chain)), result)
