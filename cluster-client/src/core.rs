@@ -192,7 +192,12 @@ pub enum Event<W: Waiters> {
         chain: Chain,
     },
     /// Apply these blocks of the feed.
-    Feed(Bytes),
+    Feed {
+        /// Where they came from.
+        link: LinkId,
+        /// The blocks.
+        blocks: Bytes,
+    },
     /// Replace the state.
     Install(Snapshot),
     /// Another epoch: back to the state that the learner was made with. Not answered; a `Begin` or `Install` follows.
@@ -241,8 +246,11 @@ pub struct JournalBatch {
 /// Why the learner could not go on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ApplyFailed {
-    /// The blocks are not blocks: the link is bad, not the history.
-    Malformed,
+    /// The blocks are not blocks, or out of place: the link is bad, not the history.
+    Malformed {
+        /// The link that they came from.
+        link: LinkId,
+    },
     /// The blocks do not continue this learner's history.
     Diverged,
     /// The state machine refuses what the servers' one took.
@@ -422,11 +430,7 @@ impl<W: Waiters> Core<W> {
     /// The learner could not take what `Feed` or `Install` gave it; it stands where `handle_applied` last said.
     pub fn handle_apply_failed(&mut self, failed: ApplyFailed, now: Time) {
         match failed {
-            ApplyFailed::Malformed => {
-                if let Some(link) = self.first {
-                    self.hang_up(link, LinkError::Malformed("feed"), now);
-                }
-            }
+            ApplyFailed::Malformed { link } => self.hang_up(link, LinkError::Malformed("feed"), now),
             ApplyFailed::Diverged => self.close(CloseReason::Diverged),
             ApplyFailed::Machine(why) => self.close(CloseReason::Machine(why)),
         }

@@ -95,7 +95,7 @@ enum Work {
     Dial(LinkId, String),
     Hangup(LinkId),
     Begin(LogIndex, Chain),
-    Feed(Bytes),
+    Feed(LinkId, Bytes),
     Install(Snapshot),
     Reset,
 }
@@ -123,7 +123,7 @@ fn answer(core: &mut Core<Wait>, event: Event<Wait>, now: Time) -> Option<Work> 
         Event::Dial { link, endpoint } => return Some(Work::Dial(link, endpoint)),
         Event::Hangup { link } => return Some(Work::Hangup(link)),
         Event::Begin { index, chain } => return Some(Work::Begin(index, chain)),
-        Event::Feed(blocks) => return Some(Work::Feed(blocks)),
+        Event::Feed { link, blocks } => return Some(Work::Feed(link, blocks)),
         Event::Install(snapshot) => return Some(Work::Install(snapshot)),
         Event::Reset => return Some(Work::Reset),
     }
@@ -290,7 +290,7 @@ impl Driver {
                 self.follower.begin(index, chain);
                 (Some((index, chain)), Ok(()))
             }
-            Work::Feed(blocks) => self.follower.feed(blocks),
+            Work::Feed(link, blocks) => self.follower.feed(link, blocks),
             Work::Install(snapshot) => {
                 let result = self.follower.install(&snapshot);
                 (result.is_ok().then_some((snapshot.index, snapshot.chain)), result)

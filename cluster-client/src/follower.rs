@@ -8,7 +8,7 @@ use voter_mesh::ids::{Chain, LogIndex, SessionId};
 use voter_mesh::learner::{Learner, LearnerError, LearnerState};
 use voter_mesh::machine::{Position, StateMachine, Undecodable, from_cbor};
 
-use crate::core::{ApplyFailed, Snapshot};
+use crate::core::{ApplyFailed, LinkId, Snapshot};
 use crate::history::History;
 
 /// A lock whose holder panicked is still the lock: what it guards is checked by other means.
@@ -108,8 +108,8 @@ impl Follower {
     }
 
     /// Applies blocks of the feed. Where the learner stands afterwards, and what stopped it, if something did.
-    pub(crate) fn feed(&mut self, mut blocks: Bytes) -> (Option<(LogIndex, Chain)>, Result<(), ApplyFailed>) {
-        let Some(learner) = &mut self.learner else { return (None, Err(ApplyFailed::Malformed)) };
+    pub(crate) fn feed(&mut self, link: LinkId, mut blocks: Bytes) -> (Option<(LogIndex, Chain)>, Result<(), ApplyFailed>) {
+        let Some(learner) = &mut self.learner else { return (None, Err(ApplyFailed::Malformed { link })) };
         let (mut committed, mut result) = (Vec::new(), Ok(()));
         self.holder.with(&mut |state| {
             result = learner.apply_blocks(&mut blocks, state, &mut |entry| committed.push(entry));
@@ -118,7 +118,7 @@ impl Follower {
         let result = result.map_err(|error| match error {
             LearnerError::Diverged { .. } => ApplyFailed::Diverged,
             LearnerError::Undecodable { .. } => ApplyFailed::Machine(error.to_string()),
-            _ => ApplyFailed::Malformed,
+            _ => ApplyFailed::Malformed { link },
         });
         (Some((learner.applied(), learner.chain())), result)
     }

@@ -8,7 +8,7 @@ use voter_mesh::ids::{LogIndex, RequestId, Time};
 use voter_mesh::outcome::Outcome;
 use voter_mesh::run::RunHeader;
 
-use super::links::Say;
+use super::links::{LinkSession, Say};
 use super::session::{Ended, Session};
 use super::window::{Request, Stage, Window};
 use super::{After, Answer, CallId, Core, Event, LinkId, Waiters, ms};
@@ -554,6 +554,11 @@ impl<W: Waiters> Core<W> {
     pub(super) fn requests_refused(&mut self, link: LinkId, ids: &[RequestId], code: Code, retry_after_ms: Option<u32>, now: Time) {
         if self.first != Some(link) {
             return;
+        }
+        // The server has forgotten whose link this is: it is told again before anything is sent again.
+        if let (Code::Auth, Some(link)) = (code, self.links.get_mut(&link)) {
+            link.session = LinkSession::Unknown;
+            self.pursue_session();
         }
         for id in ids {
             let Some(ticket) = self.ticket(*id) else { return };

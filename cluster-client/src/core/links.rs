@@ -325,7 +325,7 @@ impl<W: Waiters> Core<W> {
             ServerFrame::SessionOpened { session, opening } => return self.session_opened(id, session, opening),
             ServerFrame::Superseded { current } => self.end_session(Ended::Superseded(current)),
             ServerFrame::Feed(blocks) if feeding && self.collecting.is_none() && self.options.feed == FeedMode::Full => {
-                self.events.push_back(Event::Feed(blocks));
+                self.events.push_back(Event::Feed { link: id, blocks });
             }
             ServerFrame::Snapshot(chunk) if feeding && self.options.feed == FeedMode::Full => {
                 if self.position.is_some_and(|(applied, _)| chunk.index <= applied) {
@@ -346,6 +346,8 @@ impl<W: Waiters> Core<W> {
             ServerFrame::Start(start) => {
                 if first {
                     self.check_start(start)?;
+                    // What came of a snapshot before it is void.
+                    self.collecting = None;
                     if let Some(link) = self.links.get_mut(&id) {
                         link.feeding = true;
                     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use relay::room::RoomLimits;
-use relay::wire::Code;
+use relay::wire::{Admit, Code, SessionStatus, Start, WireLimits, WireReply};
 use voter_mesh::ids::{Epoch, Opening, SessionId};
 
 use super::*;
@@ -152,11 +152,119 @@ fn an_attach_that_a_crash_left_unsettled_is_settled_and_then_made_anew() {
     world.run_for(10);
     assert!(world.journal.nonce.is_some(), "the attach was sent and not answered");
     world.mute.clear();
+    let copy = world.journal.clone();
     world.restart_client(options(1));
     let call = world.propose(put("c"));
     world.run_for(100);
     world.told(call).clone().unwrap();
     assert_eq!((world.effects(&put("b")), world.effects(&put("c"))), (0, 1), "what was never sent is not sent later");
+    // The unsettled attach is no licence for two: a copy of that journal is found out.
+    world.open_client(options(1), &copy);
+    let call = world.propose(put("d"));
+    world.run_for(100);
+    assert!(matches!(world.told(call), Err(ProposeError::Superseded { .. })));
+}
+
+#[test]
+fn a_reply_that_is_ahead_of_the_feed_waits_for_it() {
+    let mut world = World::new(1);
+    let warm = world.propose(put("warm"));
+    world.run_for(10);
+    world.told(warm).clone().unwrap();
+    world.cluster.quorum = false;
+    let call = world.propose(put("a"));
+    let (id, index) = (*world.journal.open.keys().next().unwrap(), world.client.core.position.unwrap().0.next());
+    let outcome = voter_mesh::outcome::Outcome::Applied(Bytes::from_static(b"early"));
+    world.say(0, ServerFrame::Replies(vec![WireReply { id, index, term: Term(1), repeat: false, outcome }]));
+    assert!(!world.client.proposed.contains_key(&call));
+    world.cluster.quorum = true;
+    world.run_for(10);
+    assert_eq!(world.told(call).clone().unwrap().reply, "early");
+}
+
+#[test]
+fn a_feed_that_would_go_back_in_time_costs_the_link_and_not_the_state() {
+    let mut world = World::new(2);
+    for start in [Start::Snapshot(LogIndex(1)), Start::Tail(LogIndex(1)), Start::Tail(LogIndex(9))] {
+        let call = world.propose(put("a"));
+        world.run_for(2_000);
+        world.told(call).clone().unwrap();
+        let server = world.live_on().unwrap();
+        world.say(server, ServerFrame::Start(start));
+        world.run_for(100);
+        assert_eq!(world.live_on(), Some(1 - server));
+    }
+    assert!(world.is_replica_of(0));
+}
+
+#[test]
+fn a_bad_feed_costs_its_link_alone() {
+    let mut world = World::with(Cluster::new(2), two_links(2));
+    world.run_for(100);
+    let link = world.client.core.first.unwrap();
+    for _ in 0..2 {
+        world.client.core.handle_frame(link, ServerFrame::Feed(Bytes::from_static(b"no run")), world.now);
+    }
+    world.settle();
+    assert_eq!(world.live_on(), Some(1), "the standby took over and stays");
+    let call = world.propose(put("a"));
+    world.run_for(10);
+    world.told(call).clone().unwrap();
+}
+
+#[test]
+fn a_server_that_cannot_know_the_session_yet_does_not_end_it() {
+    let mut world = World::new(2);
+    let call = world.propose(put("a"));
+    world.run_for(10);
+    world.told(call).clone().unwrap();
+    world.cluster.servers[0].health = Health::Stopped;
+    let thin = CoreOptions { feed: FeedMode::Thin, machine: None, ..options(2) };
+    world.restart_client(thin);
+    let limits = WireLimits { message_bytes_max: 1 << 20, payload_bytes_max: 1 << 20, window_max: 256, ping_ms: 10_000 };
+    let admit = Admit {
+        cluster: world.cluster.identity.cluster,
+        epoch: world.cluster.identity.epoch,
+        server: voter_mesh::ids::RaftId(1),
+        servers: Vec::new(),
+        leader: None,
+        commit: LogIndex::ZERO,
+        state_machine: (String::new(), 0),
+        start: Start::Tail(LogIndex(1)),
+        session: SessionStatus::Expired,
+        limits,
+    };
+    world.say(0, ServerFrame::Admit(admit));
+    let call = world.propose(put("b"));
+    world.run_for(100);
+    world.told(call).clone().unwrap();
+}
+
+#[test]
+fn a_link_that_held_is_replaced_at_once_however_hard_it_was_to_get() {
+    let mut cluster = Cluster::new(1);
+    cluster.servers[0].health = Health::Down;
+    let mut world = World::with(cluster, options(1));
+    world.run_for(60_000);
+    world.cluster.servers[0].health = Health::Up;
+    world.run_for(20_000);
+    assert_eq!(world.live_on(), Some(0));
+    world.tear(0);
+    assert_eq!(world.live_on(), Some(0));
+    world.run_for(2_000);
+    world.kill(0);
+    world.cluster.servers[0].health = Health::Up;
+    world.run_for(60);
+    assert_eq!(world.live_on(), Some(0), "the first pause is short again");
+    // But not one that is torn again and again.
+    let dials = world.client.dialled.len();
+    for _ in 0..100 {
+        if world.live_on().is_some() {
+            world.tear(0);
+        }
+        world.run_for(10);
+    }
+    assert!(world.client.dialled.len() - dials < 30, "{}", world.client.dialled.len() - dials);
 }
 
 #[test]
@@ -500,7 +608,7 @@ fn an_expired_session_is_told_and_never_replaced_quietly() {
     let session = world.journal.session.unwrap();
     world.cluster.quorum = false;
     let flying = world.propose(put("b"));
-    let reply = relay::wire::WireReply {
+    let reply = WireReply {
         id: *world.journal.open.keys().next().unwrap(),
         index: LogIndex::ZERO,
         term: Term(0),

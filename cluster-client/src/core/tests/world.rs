@@ -278,6 +278,14 @@ impl World {
         self.settle();
     }
 
+    /// Cuts the connection to a server that lives on.
+    pub(super) fn tear(&mut self, number: usize) {
+        let torn = self.client.connections.iter().find(|(_, (server, _))| *server == number).map(|(link, _)| *link).unwrap();
+        self.disconnect(torn);
+        self.client.core.handle_link_down(torn, LinkError::Torn(String::new()), self.now);
+        self.settle();
+    }
+
     fn disconnect(&mut self, link: LinkId) {
         if let Some((server, room_link)) = self.client.connections.remove(&link) {
             self.cluster.servers[server].room.handle_disconnected(room_link, self.now);
@@ -346,7 +354,7 @@ impl World {
                     client.follower.begin(index, chain);
                     (Some((index, chain)), Ok(()))
                 }
-                Event::Feed(blocks) => client.follower.feed(blocks),
+                Event::Feed { link, blocks } => client.follower.feed(link, blocks),
                 Event::Install(snapshot) => {
                     let result = client.follower.install(&snapshot);
                     (Some((snapshot.index, snapshot.chain)), result)
