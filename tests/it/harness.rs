@@ -2,12 +2,8 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
-
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
 
 /// How long any story waits for anything before it fails. Generous: it only bounds a hang, it never decides a race.
 pub const PATIENCE: Duration = Duration::from_secs(30);

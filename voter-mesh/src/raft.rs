@@ -795,7 +795,7 @@ impl Voter {
                 found += 1;
                 entry.is_ok_and(|entry| !matches!(entry.header.kind, EntryKind::Config | EntryKind::Noop))
             });
-            if (good && found > 0 && entries.len() <= RUN_BYTES_MAX.max(crate::entry::PAYLOAD_BYTES_MAX)) {
+            if good && found > 0 && entries.len() <= RUN_BYTES_MAX.max(crate::entry::PAYLOAD_BYTES_MAX) {
                 self.to_seal.push_front((origin, entries));
                 continue;
             }
@@ -815,8 +815,7 @@ impl Voter {
         let mut message = RaftMessage::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.options.id.0;
-        let mut proposed = raft::eraftpb::Entry::default();
-        proposed.data = run.bytes().clone();
+        let mut proposed = raft::eraftpb::Entry { data: run.bytes().clone(), ..Default::default() };
         if let Some(change) = change {
             use protobuf::Message as _;
             let Ok(bytes) = change.write_to_bytes() else { return false };
@@ -933,7 +932,8 @@ impl Voter {
 
     /// Lets go of what waited for writes that are durable by now.
     fn release(&mut self) {
-        while let Some(held) = self.held.pop_front_if(|held| held.write <= self.written) {
+        while self.held.front().is_some_and(|held| held.write <= self.written) {
+            let Some(held) = self.held.pop_front() else { break };
             self.raw.on_persist_ready(held.ready);
             for message in held.messages {
                 self.send(message);

@@ -45,8 +45,9 @@ impl Running {
             Ok(meta) => {
                 info!(run = %meta.tail.run, index = %meta.tail.last, "snapshot taken");
                 self.voter.handle_snapshot_taken(meta.clone(), now);
-                // Only what a durable snapshot covers goes, and of that the newest part stays for followers that lag.
-                self.log.trim(self.reader.trim_point(meta.tail.run, node.options.limits.log_retain_bytes));
+                // Only what two durable snapshots cover goes, and of that the newest part stays for followers that lag.
+                let keep = self.snapshots.oldest().map_or(meta.tail.run, |oldest| oldest.tail.run);
+                self.log.trim(self.reader.trim_point(keep, node.options.limits.log_retain_bytes));
             }
             Err(error) => warn!(%error, "snapshot not taken"),
         }

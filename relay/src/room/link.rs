@@ -1,6 +1,6 @@
 //! One client as the room sees it, all links by their ids, and the lists in which links stand. Small: most links are idle.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,7 +39,8 @@ impl Hasher for NumberHasher {
 }
 
 /// A map keyed by a number of ours.
-pub(super) type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
+#[expect(clippy::disallowed_types, reason = "its order is fixed by the hasher above")]
+pub(super) type NumberMap<K, V> = std::collections::HashMap<K, V, BuildHasherDefault<NumberHasher>>;
 
 /// Where a link is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

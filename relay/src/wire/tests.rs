@@ -329,6 +329,7 @@ fn payloads_and_replies_are_slices_of_the_message() {
 }
 
 /// How long the hot frames take, beside the general way: `cargo test --release -p relay -- --ignored --nocapture hot_frames`.
+#[expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "it measures")]
 #[test]
 #[ignore = "a measurement"]
 fn hot_frames() {

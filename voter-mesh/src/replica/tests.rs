@@ -221,6 +221,7 @@ fn an_image_stays_what_it_was_while_the_replica_goes_on() {
     let hashes = written(&world.replica).0;
     world.command(session, opening, 2, 2, b"b");
     world.open(2);
+    #[expect(clippy::disallowed_methods, reason = "an image must be able to leave its thread")]
     let written = std::thread::spawn(move || image.write(&mut io::sink(), &mut io::sink()).unwrap()).join().unwrap();
     assert_eq!(written, hashes);
 }

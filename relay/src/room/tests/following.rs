@@ -366,6 +366,7 @@ fn chain_at(world: &World, index: LogIndex) -> Chain {
 }
 
 /// What the room costs for each delivery: `cargo test --release -p relay -- --ignored --nocapture fan_out`.
+#[expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "it measures")]
 #[test]
 #[ignore = "a measurement"]
 fn fan_out() {
