@@ -43,7 +43,7 @@ impl<T> Drop for Call<T> {
         if let Some(id) = self.id.take() {
             // An answer that was sent and is never looked at finds its way back through the closed channel.
             self.answer.close();
-            self.shared.with_core(|core, now| core.cancel(id, now));
+            self.shared.with_core(|core, _| core.cancel(id));
         }
     }
 }

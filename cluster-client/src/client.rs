@@ -198,7 +198,7 @@ impl<M> ClusterClient<M> {
 
     async fn reserve_as(&self, id: Option<RequestId>) -> Result<Ticket, ReserveError> {
         let deadline = self.shared().deadline(self.deadline);
-        let call = Call::new(self.shared(), |core, waiter, now| core.reserve(id, deadline, waiter, now));
+        let call = Call::new(self.shared(), |core, waiter, _| core.reserve(id, deadline, waiter));
         call.await.unwrap_or(Err(ReserveError::Closed(CloseReason::TaskEnded)))
     }
 
@@ -207,7 +207,7 @@ impl<M> ClusterClient<M> {
     /// # Errors
     /// [`GiveUpError`]; nothing has changed.
     pub fn release(&self, ticket: &Ticket) -> Result<(), GiveUpError> {
-        self.shared().with_core(|core, now| core.release(*ticket, now))
+        self.shared().with_core(|core, _| core.release(*ticket))
     }
 
     /// Gives up a request, whatever has become of it: it is not sent again. It may have been applied, and may still be until a later
@@ -216,7 +216,7 @@ impl<M> ClusterClient<M> {
     /// # Errors
     /// [`GiveUpError`]; nothing has changed.
     pub fn abandon(&self, ticket: &Ticket) -> Result<(), GiveUpError> {
-        self.shared().with_core(|core, now| core.abandon(*ticket, now))
+        self.shared().with_core(|core, _| core.abandon(*ticket))
     }
 
     /// What the journal holds open: requests that are not answered, with their commands as bytes, and tickets that are only
@@ -398,7 +398,7 @@ impl<R> Future for Proposing<R> {
                 Err(reason) => return Poll::Ready(Err(ProposeError::NotSent { reason: NotSent::Encode(reason) })),
             };
             let deadline = shared.deadline(deadline);
-            let call = Call::new(&shared, |core, waiter, now| core.propose(payload, ticket, when_full, deadline, waiter, now));
+            let call = Call::new(&shared, |core, waiter, _| core.propose(payload, ticket, when_full, deadline, waiter));
             self.0 = Stage::Waiting(call, decode);
         }
         match &mut self.0 {

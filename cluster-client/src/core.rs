@@ -24,19 +24,29 @@ use crate::ticket::Ticket;
 
 mod calls;
 mod collecting;
+mod fetches;
+mod link;
 mod links;
+mod reads;
+mod receive;
+mod requests;
 mod rotation;
 mod session;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transmit;
 mod window;
 
-pub use calls::{ReadAfter, WhenFull};
 pub use collecting::Snapshot;
+pub use reads::ReadAfter;
+pub use requests::WhenFull;
 
-use calls::{Collected, Fetching, Place, Queued, Reads};
+use calls::Place;
 use collecting::Collecting;
-use links::Link;
+use fetches::{Collected, Fetching};
+use link::Link;
+use reads::Reads;
+use requests::Queued;
 use rotation::Rotation;
 use session::Session;
 use window::Window;
@@ -392,9 +402,9 @@ impl<W: Waiters> Core<W> {
     }
 
     /// The connection of `link` stands; its hello is next.
-    pub fn handle_link_up(&mut self, link: LinkId, now: Time) {
+    pub fn handle_link_up(&mut self, link: LinkId) {
         if let Some(link) = self.links.get_mut(&link) {
-            link.up(now);
+            link.up();
         }
     }
 
@@ -416,14 +426,14 @@ impl<W: Waiters> Core<W> {
     }
 
     /// The learner stands here now.
-    pub fn handle_applied(&mut self, index: LogIndex, chain: Chain, now: Time) {
+    pub fn handle_applied(&mut self, index: LogIndex, chain: Chain) {
         self.position = Some((index, chain));
         while let Some(&(at, id)) = self.replied.first().filter(|(at, _)| *at <= index) {
             self.replied.remove(&(at, id));
             self.settle(id);
         }
         self.answer_reads(index);
-        self.fill(now);
+        self.fill();
         self.notice_live();
     }
 
@@ -437,7 +447,7 @@ impl<W: Waiters> Core<W> {
     }
 
     /// The last journal batch is written, or cannot be: then the client closes.
-    pub fn handle_journaled(&mut self, result: Result<(), String>, now: Time) {
+    pub fn handle_journaled(&mut self, result: Result<(), String>) {
         let after = self.writing.take().unwrap_or_default();
         if let Err(why) = result {
             for after in after {
@@ -464,7 +474,7 @@ impl<W: Waiters> Core<W> {
                 After::Tell(event) => self.events.push_back(event),
             }
         }
-        self.fill(now);
+        self.fill();
     }
 
     /// Does what is due.
@@ -477,7 +487,7 @@ impl<W: Waiters> Core<W> {
         self.watch_links(now);
         self.ask_reads(now);
         self.balance(now);
-        self.fill(now);
+        self.fill();
     }
 
     /// When to call `handle_timeout`, and why.

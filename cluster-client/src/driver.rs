@@ -101,7 +101,7 @@ enum Work {
 }
 
 /// Gives an answer to its caller, or says what is to be done.
-fn answer(core: &mut Core<Wait>, event: Event<Wait>, now: Time) -> Option<Work> {
+fn answer(core: &mut Core<Wait>, event: Event<Wait>) -> Option<Work> {
     match event {
         Event::Proposed { waiter, request, result } => {
             if let (Err(result), Some(ticket)) = (waiter.send(result), request) {
@@ -111,7 +111,7 @@ fn answer(core: &mut Core<Wait>, event: Event<Wait>, now: Time) -> Option<Work> 
         Event::Reserved { waiter, result } => {
             if let Err(Ok(ticket)) = waiter.send(result) {
                 // Nobody will ever know it.
-                let _ = core.release(ticket, now);
+                let _ = core.release(ticket);
             }
         }
         Event::Read { waiter, result } => {
@@ -133,7 +133,7 @@ fn answer(core: &mut Core<Wait>, event: Event<Wait>, now: Time) -> Option<Work> 
 /// After the end: answers are all that matters.
 fn answer_all(core: &mut Core<Wait>) {
     while let Some(event) = core.poll_event() {
-        let _ = answer(core, event, Time::default());
+        let _ = answer(core, event);
     }
 }
 
@@ -214,7 +214,7 @@ impl Driver {
                     timed_out = true;
                 }
                 while let Some(event) = core.poll_event() {
-                    work.extend(answer(&mut core, event, now));
+                    work.extend(answer(&mut core, event));
                 }
                 if work.is_empty() && self.journal.is_some() {
                     batch = core.poll_journal();
@@ -301,7 +301,7 @@ impl Driver {
         let mut core = lock(&self.shared.core);
         let now = self.shared.now();
         if let Some((index, chain)) = position {
-            core.handle_applied(index, chain, now);
+            core.handle_applied(index, chain);
         }
         if let Err(failed) = result {
             core.handle_apply_failed(failed, now);
@@ -329,11 +329,11 @@ impl Driver {
             Err(error) => (RequestJournal::memory(), Err(error.to_string())),
         };
         self.journal = Some(journal);
-        lock(&self.shared.core).handle_journaled(result, self.shared.now());
+        lock(&self.shared.core).handle_journaled(result);
     }
 
     fn journaled(&self, result: Result<(), JournalError>) {
-        lock(&self.shared.core).handle_journaled(result.map_err(|error| error.to_string()), self.shared.now());
+        lock(&self.shared.core).handle_journaled(result.map_err(|error| error.to_string()));
     }
 
     fn take_in(&mut self, inbox: &mut Vec<(LinkId, Happened)>) {
@@ -344,7 +344,7 @@ impl Driver {
         let now = self.shared.now();
         for (link, happened) in inbox.drain(..) {
             match happened {
-                Happened::Up => core.handle_link_up(link, now),
+                Happened::Up => core.handle_link_up(link),
                 Happened::Frame(frame) => core.handle_frame(link, frame, now),
                 Happened::Down(error) => {
                     self.sockets.remove(&link);
@@ -365,7 +365,7 @@ impl Drop for Driver {
             while core.poll_journal().is_some_and(|batch| {
                 // Only after a panic or a shut down runtime is there anything left: it cannot be written any more.
                 let lost = Err("the client's task ended".to_owned());
-                core.handle_journaled(if batch.records.is_empty() { Ok(()) } else { lost }, Time::default());
+                core.handle_journaled(if batch.records.is_empty() { Ok(()) } else { lost });
                 true
             }) {}
             answer_all(&mut core);

@@ -4,7 +4,7 @@
 use relay::wire::{SessionProof, SessionSecret, SessionStatus};
 use voter_mesh::ids::{Identity, LogIndex, Opening, RequestId, RoomId, SessionId, Time};
 
-use super::links::{Asked, Link, LinkSession, Say};
+use super::link::{Asked, Link, LinkSession, Say};
 use super::window::{Stage, Window};
 use super::{After, Core, Event, LinkId, WINDOW_MAX, Waiters};
 use crate::error::{ProposeError, ReserveError, Unresolved};

@@ -308,8 +308,8 @@ fn a_reserved_id_used_last_is_still_good_and_holds_the_floor() {
     world.run_for(100);
     world.told(call).clone().unwrap();
     let ticket = world.reserve(None);
-    assert_eq!(world.client.core.release(ticket, world.now), Ok(()));
-    assert_eq!(world.client.core.release(ticket, world.now), Err(GiveUpError::NoSuchRequest));
+    assert_eq!(world.client.core.release(ticket), Ok(()));
+    assert_eq!(world.client.core.release(ticket), Err(GiveUpError::NoSuchRequest));
 }
 
 #[test]
@@ -371,13 +371,13 @@ fn a_cancelled_call_is_forgotten_if_unsent_and_sent_on_if_not() {
     world.told(warm).clone().unwrap();
     world.cluster.quorum = false;
     let deadline = world.now.plus_ms(60_000);
-    let sent = world.client.core.propose(put("sent"), None, WhenFull::Wait, deadline, 900, world.now);
+    let sent = world.client.core.propose(put("sent"), None, WhenFull::Wait, deadline, 900);
     world.run_for(10);
-    world.client.core.cancel(sent, world.now);
+    world.client.core.cancel(sent);
     world.kill(0);
-    let unsent = world.client.core.propose(put("unsent"), None, WhenFull::Wait, deadline, 901, world.now);
+    let unsent = world.client.core.propose(put("unsent"), None, WhenFull::Wait, deadline, 901);
     world.settle();
-    world.client.core.cancel(unsent, world.now);
+    world.client.core.cancel(unsent);
     world.cluster.servers[0].health = Health::Up;
     world.cluster.quorum = true;
     world.run_for(10_000);
@@ -685,7 +685,7 @@ fn a_journal_that_fails_ends_the_client_and_claims_nothing() {
     world.journal_stalls = true;
     let call = world.propose(put("a"));
     assert!(world.client.core.poll_journal().is_some());
-    world.client.core.handle_journaled(Err("disk full".to_owned()), world.now);
+    world.client.core.handle_journaled(Err("disk full".to_owned()));
     world.settle();
     assert!(matches!(world.told(call), Err(ProposeError::Unknown { reason: Unresolved::Closed, .. })));
     assert!(matches!(world.client.core.status(), Status::Closed { why: CloseReason::Journal(_) }));

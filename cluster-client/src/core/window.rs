@@ -62,6 +62,27 @@ impl<P> Window<P> {
         Self { requests: BTreeMap::new(), to_send: VecDeque::new(), next, block_end: next, window_max }
     }
 
+    /// Takes over what an earlier process left open; it may have been sent.
+    pub(super) fn recover(&mut self, open: &BTreeMap<RequestId, Option<Bytes>>) {
+        for (id, payload) in open {
+            let (stage, payload) = match payload {
+                Some(payload) => (Stage::Open, payload.clone()),
+                None => (Stage::Reserved, Bytes::new()),
+            };
+            let mut request = Request::new(stage, payload);
+            (request.copies, request.journaled) = (1, true);
+            self.requests.insert(*id, request);
+        }
+    }
+
+    /// The request's record is written. Whether it is to be sent.
+    pub(super) fn journaled(&mut self, id: RequestId) -> bool {
+        self.requests.get_mut(&id).is_some_and(|request| {
+            request.journaled = true;
+            matches!(request.stage, Stage::Open)
+        })
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.requests.len() < self.window_max
     }

@@ -325,7 +325,7 @@ impl World {
                             client.connections.insert(link, (number, room_link));
                             let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
                             self.cluster.servers[number].room.handle_connected(room_link, address, now).unwrap();
-                            client.core.handle_link_up(link, now);
+                            client.core.handle_link_up(link);
                         }
                     }
                     continue;
@@ -363,7 +363,7 @@ impl World {
             };
             let (position, result): (Option<(LogIndex, Chain)>, _) = told;
             if let Some((index, chain)) = position {
-                client.core.handle_applied(index, chain, now);
+                client.core.handle_applied(index, chain);
             }
             if let Err(failed) = result {
                 client.core.handle_apply_failed(failed, now);
@@ -380,7 +380,7 @@ impl World {
         for record in &batch.records {
             self.journal.fold(record);
         }
-        self.client.core.handle_journaled(Ok(()), self.now);
+        self.client.core.handle_journaled(Ok(()));
         true
     }
 
@@ -450,7 +450,7 @@ impl World {
 
     pub(super) fn propose_with(&mut self, payload: Bytes, ticket: Option<Ticket>, when_full: WhenFull, deadline_ms: u64) -> u32 {
         let waiter = self.waiter();
-        self.client.core.propose(payload, ticket, when_full, self.now.plus_ms(deadline_ms), waiter, self.now);
+        self.client.core.propose(payload, ticket, when_full, self.now.plus_ms(deadline_ms), waiter);
         self.settle();
         waiter
     }
@@ -463,7 +463,7 @@ impl World {
     /// Reserves an id, which must succeed at once.
     pub(super) fn reserve(&mut self, id: Option<u64>) -> Ticket {
         let waiter = self.waiter();
-        self.client.core.reserve(id.map(RequestId), self.now.plus_ms(10_000), waiter, self.now);
+        self.client.core.reserve(id.map(RequestId), self.now.plus_ms(10_000), waiter);
         self.run_for(10);
         self.client.reserved[&waiter].clone().unwrap()
     }
