@@ -1,5 +1,6 @@
 //! Stories on real sockets, real files and real processes. One binary; a module for each topic.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod basics;
 mod harness;
+mod processes;

@@ -1,0 +1,333 @@
+//! Server processes on loopback, and the load that runs against them. A fleet kills only what it started; whatever way this process
+//! ends, its servers end too, because each holds our pipe as its stdin.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use cluster_client::{ClusterClient, LogIndex, Raw, Thin};
+use cluster_server::{Phase, ServerStatus};
+use futures_util::StreamExt;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::harness::{PATIENCE, eventually, quorate};
+
+/// Ports below the range that outgoing connections take theirs from.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// Ports that nobody listens on now, each given once by this process.
+pub(crate) fn free_ports(count: usize) -> Vec<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let span = PORTS.end - PORTS.start;
+    let first = (u64::from(std::process::id()) * 6_151 % u64::from(span)) as u16;
+    let ports = (0..span).map(|_| PORTS.start + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % span);
+    ports.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).take(count).collect()
+}
+
+/// A child that is killed when it goes.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    /// What it printed first.
+    pub(crate) ready: serde_json::Value,
+    _stdin: ChildStdin,
+}
+
+impl Process {
+    /// Starts `quorate serve` and waits for the line that says that it listens.
+    ///
+    /// # Errors
+    /// How it ended instead.
+    pub(crate) async fn serve(arguments: &[String], current_dir: &std::path::Path, log: File) -> Result<Self, ExitStatus> {
+        let mut child = Command::new(quorate())
+            .args(arguments)
+            .args(["--until-stdin-closes", "--json"])
+            .current_dir(current_dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        timeout(PATIENCE, stdout.read_line(&mut line)).await.expect("a server neither starts nor ends").unwrap();
+        if line.is_empty() {
+            return Err(timeout(PATIENCE, child.wait()).await.expect("stdout is closed, yet it runs").unwrap());
+        }
+        Ok(Self { child, ready: serde_json::from_str(&line).unwrap(), _stdin: stdin })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.child.id().unwrap() as i32).unwrap(), signal).unwrap();
+    }
+}
+
+struct Server {
+    arguments: Vec<String>,
+    relay: u16,
+    process: Option<Process>,
+}
+
+/// One process per server; seats are numbered from 1.
+pub(crate) struct Fleet {
+    // Before the directory: nobody writes there any more when it is removed.
+    servers: Vec<Server>,
+    pub(crate) root: TempDir,
+}
+
+impl Fleet {
+    /// Three servers with fresh directories, formed, with a leader.
+    pub(crate) async fn start(state: &str) -> Self {
+        // Another process may take a port between our look and the server's.
+        for _ in 0..5 {
+            if let Some(fleet) = Self::try_start(state).await {
+                fleet.leader().await;
+                return fleet;
+            }
+        }
+        panic!("no fleet starts");
+    }
+
+    async fn try_start(state: &str) -> Option<Self> {
+        let root = tempfile::tempdir().unwrap();
+        let ports = free_ports(6);
+        let peers: Vec<String> = (1..=3).map(|seat| format!("{seat}=127.0.0.1:{}", ports[seat - 1])).collect();
+        let servers = (1..=3).map(|seat| {
+            let relay = ports[seat + 2];
+            let (node, listen) = (seat.to_string(), format!("127.0.0.1:{relay}"));
+            let data_dir = root.path().join(&node);
+            let arguments =
+                ["serve", "--node", &node, "--peers", &peers.join(","), "--listen", &listen, "--state", state, "--data-dir"];
+            let arguments = arguments.iter().map(ToString::to_string).chain([data_dir.display().to_string()]).collect();
+            Server { arguments, relay, process: None }
+        });
+        let mut fleet = Self { servers: servers.collect(), root };
+        for seat in 1..=3 {
+            fleet.try_launch(seat).await.ok()?;
+        }
+        Some(fleet)
+    }
+
+    async fn try_launch(&mut self, seat: usize) -> Result<(), ExitStatus> {
+        let log = File::options().create(true).append(true).open(self.log(seat)).unwrap();
+        let process = Process::serve(&self.servers[seat - 1].arguments, self.root.path(), log).await?;
+        self.servers[seat - 1].process = Some(process);
+        Ok(())
+    }
+
+    /// What the server writes on stderr.
+    pub(crate) fn log(&self, seat: usize) -> PathBuf {
+        self.root.path().join(format!("{seat}.log"))
+    }
+
+    pub(crate) fn data_dir(&self, seat: usize) -> PathBuf {
+        self.root.path().join(seat.to_string())
+    }
+
+    pub(crate) fn arguments(&self, seat: usize) -> Vec<String> {
+        self.servers[seat - 1].arguments.clone()
+    }
+
+    pub(crate) fn url(&self, seat: usize) -> String {
+        format!("ws://127.0.0.1:{}/rooms/main", self.servers[seat - 1].relay)
+    }
+
+    pub(crate) fn urls(&self) -> Vec<String> {
+        (1..=3).map(|seat| self.url(seat)).collect()
+    }
+
+    pub(crate) fn process(&self, seat: usize) -> &Process {
+        self.servers[seat - 1].process.as_ref().expect("the server runs")
+    }
+
+    /// Starts a server that was killed, on its old directory and addresses.
+    pub(crate) async fn launch(&mut self, seat: usize) {
+        if let Err(status) = self.try_launch(seat).await {
+            panic!("server {seat} ended with {status}: {}", std::fs::read_to_string(self.log(seat)).unwrap());
+        }
+    }
+
+    /// SIGKILL. Returns once it is certainly dead, and when it was sent.
+    pub(crate) async fn kill(&mut self, seat: usize) -> Instant {
+        let mut process = self.servers[seat - 1].process.take().expect("the server runs");
+        let at = Instant::now();
+        process.child.start_kill().unwrap();
+        process.child.wait().await.unwrap();
+        at
+    }
+
+    /// SIGTERM, and how it ended.
+    pub(crate) async fn terminate(&mut self, seat: usize) -> ExitStatus {
+        let mut process = self.servers[seat - 1].process.take().expect("the server runs");
+        process.signal(Signal::TERM);
+        timeout(PATIENCE, process.child.wait()).await.expect("SIGTERM does not end it").unwrap()
+    }
+
+    pub(crate) fn freeze(&self, seat: usize) {
+        self.process(seat).signal(Signal::STOP);
+    }
+
+    pub(crate) fn thaw(&self, seat: usize) {
+        self.process(seat).signal(Signal::CONT);
+    }
+
+    /// Removes all that a dead server had on disk.
+    pub(crate) fn wipe(&self, seat: usize) {
+        assert!(self.servers[seat - 1].process.is_none());
+        std::fs::remove_dir_all(self.data_dir(seat)).unwrap();
+    }
+
+    /// What the server says of itself; none if it does not answer.
+    pub(crate) async fn status(&self, seat: usize) -> Option<ServerStatus> {
+        self.servers[seat - 1].process.as_ref()?;
+        let relay = self.servers[seat - 1].relay;
+        let ask = async {
+            let mut stream = TcpStream::connect(("127.0.0.1", relay)).await.ok()?;
+            stream.write_all(b"GET /status?hashes HTTP/1.1\r\nhost: quorate\r\nconnection: close\r\n\r\n").await.ok()?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.ok()?;
+            let body = answer.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
+            serde_json::from_slice(&answer[body..]).ok()
+        };
+        // A frozen server accepts and says nothing.
+        timeout(PATIENCE / 30, ask).await.ok().flatten()
+    }
+
+    /// The seat that leads, as it says itself, and the others know.
+    pub(crate) async fn leader(&self) -> usize {
+        eventually("a leader that all agree on", || async {
+            let (mut leading, mut known) = (None, Vec::new());
+            for seat in 1..=3 {
+                let Some(status) = self.status(seat).await else { continue };
+                if status.phase == Phase::Leading {
+                    leading = status.id;
+                }
+                known.push(status.leader);
+            }
+            let leader = leading?;
+            (known.len() >= 2 && known.iter().all(|known| *known == Some(leader))).then_some(usize::from(leader.seat().0))
+        })
+        .await
+    }
+
+    /// Waits until all servers hold the same entries, state and sessions.
+    pub(crate) async fn identical(&self) -> ServerStatus {
+        eventually("identical replicas", || async {
+            let mut all = Vec::new();
+            for seat in 1..=3 {
+                all.push(self.status(seat).await?);
+            }
+            let (first, others) = all.split_first()?;
+            let same = |other: &ServerStatus| {
+                (other.applied, &other.state_hash, &other.sessions_hash) == (first.applied, &first.state_hash, &first.sessions_hash)
+            };
+            (first.state_hash.is_some() && others.iter().all(same)).then(|| first.clone())
+        })
+        .await
+    }
+
+    /// A client that follows the whole log.
+    pub(crate) async fn raw(&self) -> ClusterClient<Raw> {
+        ClusterClient::builder().endpoints(self.urls()).deadline(PATIENCE).raw().connect().await.unwrap()
+    }
+
+    /// A client that is attached to this server first.
+    pub(crate) async fn thin(&self, seat: usize) -> ClusterClient<Thin> {
+        let builder = ClusterClient::builder().endpoints(self.urls()).start_with(seat - 1).deadline(PATIENCE);
+        builder.thin().connect().await.unwrap()
+    }
+
+    /// All committed commands up to the last one, by index, each as text.
+    pub(crate) async fn history(&self) -> Vec<(LogIndex, String)> {
+        let client = self.raw().await;
+        let end = client.propose(&Bytes::from_static(b"the end")).await.unwrap().index;
+        let mut stream = client.committed_from(LogIndex::FIRST);
+        let mut history = Vec::new();
+        let read = async {
+            while let Some(committed) = stream.next().await {
+                let committed = committed.unwrap();
+                if committed.index == end {
+                    break;
+                }
+                history.push((committed.index, String::from_utf8(committed.payload.to_vec()).unwrap()));
+            }
+        };
+        timeout(PATIENCE, read).await.expect("the history comes to its end");
+        drop(stream);
+        client.close().await;
+        history
+    }
+}
+
+/// Clients that propose without pause, in this process.
+pub(crate) struct Load {
+    acknowledged: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    writers: JoinSet<Vec<Ack>>,
+}
+
+/// A command that a client was told about.
+pub(crate) struct Ack {
+    pub(crate) payload: String,
+    pub(crate) index: LogIndex,
+    pub(crate) proposed: Instant,
+    pub(crate) acknowledged: Instant,
+}
+
+impl Load {
+    /// Starts `writers` clients, spread over the servers.
+    pub(crate) async fn start(fleet: &Fleet, writers: usize) -> Self {
+        let mut load = Self { acknowledged: Arc::default(), stop: Arc::default(), writers: JoinSet::new() };
+        for writer in 0..writers {
+            let client = fleet.thin(writer % 3 + 1).await;
+            let (acknowledged, stop) = (Arc::clone(&load.acknowledged), Arc::clone(&load.stop));
+            load.writers.spawn(async move {
+                let mut acks = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let payload = format!("{writer}-{}", acks.len());
+                    let proposed = Instant::now();
+                    let applied =
+                        client.propose(&payload.clone().into()).await.unwrap_or_else(|error| panic!("{payload}: {error}"));
+                    acks.push(Ack { payload, index: applied.index, proposed, acknowledged: Instant::now() });
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                client.close().await;
+                acks
+            });
+        }
+        load
+    }
+
+    /// Waits until this many more commands are acknowledged.
+    pub(crate) async fn more(&self, count: u64) {
+        let enough = self.acknowledged.load(Ordering::Relaxed) + count;
+        eventually("more acknowledged commands", || async { (self.acknowledged.load(Ordering::Relaxed) >= enough).then_some(()) })
+            .await;
+    }
+
+    /// Waits until everything is answered; all that was acknowledged, in no particular order.
+    pub(crate) async fn finish(self) -> Vec<Ack> {
+        self.stop.store(true, Ordering::Relaxed);
+        timeout(PATIENCE * 2, self.writers.join_all()).await.expect("every proposal is answered").into_iter().flatten().collect()
+    }
+}
+
+/// Every acknowledged command stands in the history once, where its client was told, and nothing stands twice.
+pub(crate) fn exactly_once(acks: &[Ack], history: &[(LogIndex, String)]) {
+    let mut told: Vec<_> = acks.iter().map(|ack| (ack.index, ack.payload.as_str())).collect();
+    told.sort_unstable();
+    let found: Vec<_> = history.iter().map(|(index, payload)| (*index, payload.as_str())).collect();
+    assert!(found == told, "{} commands acknowledged, {} committed, and not the same ones", told.len(), found.len());
+}
