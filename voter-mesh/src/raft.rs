@@ -1022,6 +1022,10 @@ impl Voter {
 
     /// Proposes a configuration; false if the crate takes none now.
     fn configure(&mut self, next: &Configuration) -> bool {
+        // Until the last change is applied, the crate would quietly put an empty entry in this one's place.
+        if self.raw.raft.has_pending_conf() {
+            return false;
+        }
         let payload = ConfigPayload { base: self.configuration_run, configuration: next.clone() }.encode();
         let Ok(entry) = entry(&EntrySpec::internal(EntryKind::Config), &payload) else { return false };
         let Ok(run) = self.seal(Term(self.raw.raft.term), &[&entry]) else { return false };
