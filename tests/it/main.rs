@@ -2,5 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod basics;
+mod commands;
 mod harness;
+mod here;
+mod peer;
 mod processes;
+mod proxy;

@@ -1,0 +1,137 @@
+//! Clusters and clients in this process: how most stories begin, and the facts that they wait for.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cluster_client::{Builder, ClusterClient, Committed, CommittedStream, Form, Raw, Status};
+use cluster_server::{ServerCluster, ServerClusterBuilder, ServerStatus};
+use futures_util::StreamExt;
+use voter_mesh::ids::{LogIndex, Seat};
+use voter_mesh::machine::log;
+use voter_mesh::raft::Timing;
+
+use crate::harness::{PATIENCE, eventually};
+
+/// Elections in well under a second, yet far above what a busy machine makes a thread wait.
+pub fn timing() -> Timing {
+    Timing { tick_ms: 20, ..Timing::default() }
+}
+
+/// Voters of this process with one relay listener each, in front of the machine `log`.
+pub fn voters(count: u16, directory: &Path) -> ServerClusterBuilder {
+    let builder = ServerCluster::builder().voters(count).data_dir(directory).machine(log::factory()).timing(timing());
+    (0..count).fold(builder, |builder, _| builder.listen("127.0.0.1:0"))
+}
+
+/// Starts a cluster and waits for its first leader.
+pub async fn started(builder: ServerClusterBuilder) -> ServerCluster {
+    let cluster = builder.start().await.unwrap();
+    cluster.leader_within(PATIENCE).await.unwrap();
+    cluster
+}
+
+/// Who leads.
+pub async fn leader(cluster: &ServerCluster) -> Seat {
+    cluster.leader_within(PATIENCE).await.unwrap().seat()
+}
+
+/// The room's URL at a seat: one listener each.
+pub fn url(cluster: &ServerCluster, seat: Seat) -> String {
+    cluster.urls()[usize::from(seat.0) - 1].clone()
+}
+
+/// All URLs, this seat's first.
+pub fn urls_from(cluster: &ServerCluster, seat: Seat) -> Vec<String> {
+    let mut urls = cluster.urls();
+    urls.rotate_left(usize::from(seat.0) - 1);
+    urls
+}
+
+/// Seats that run and do not lead.
+pub async fn followers(cluster: &ServerCluster) -> Vec<Seat> {
+    let leader = leader(cluster).await;
+    cluster.seats().into_iter().filter(|seat| *seat != leader).collect()
+}
+
+/// Describes a client that begins with the first URL.
+pub fn client_of(urls: &[String]) -> Builder<()> {
+    ClusterClient::builder().endpoints(urls).start_with(0).deadline(PATIENCE)
+}
+
+/// A raw client, live.
+pub async fn raw(urls: &[String]) -> ClusterClient<Raw> {
+    client_of(urls).raw().connect().await.unwrap()
+}
+
+/// The next `count` commands of a stream.
+pub async fn take(stream: &mut CommittedStream, count: usize) -> Vec<Committed> {
+    let mut taken = Vec::with_capacity(count);
+    while taken.len() < count {
+        let next = tokio::time::timeout(PATIENCE, stream.next()).await;
+        let next = next.unwrap_or_else(|_| panic!("only {} of {count} commands came", taken.len()));
+        taken.push(next.expect("the stream goes on").unwrap());
+    }
+    taken
+}
+
+/// Everything committed up to `last`, which must be a command's index.
+pub async fn committed_to(client: &ClusterClient<Raw>, last: LogIndex) -> Vec<Committed> {
+    let mut stream = client.committed_from(LogIndex::FIRST);
+    let mut all = Vec::new();
+    while all.last().is_none_or(|entry: &Committed| entry.index < last) {
+        all.append(&mut take(&mut stream, 1).await);
+    }
+    all
+}
+
+/// How often each of `commands` stands in the log up to `last`.
+pub async fn counts(client: &ClusterClient<Raw>, last: LogIndex, commands: &[Bytes]) -> Vec<usize> {
+    let all = committed_to(client, last).await;
+    commands.iter().map(|command| all.iter().filter(|entry| entry.payload == command).count()).collect()
+}
+
+/// Waits until the client is live.
+pub async fn live<M: Form>(client: &ClusterClient<M>) {
+    let mut status = client.status();
+    let live = tokio::time::timeout(PATIENCE, status.wait_for(|status| matches!(status, Status::Live { .. })));
+    drop(live.await.expect("live in time").unwrap());
+}
+
+/// The server that a live client is attached to.
+pub fn entry_server<M>(client: &ClusterClient<M>) -> Option<Seat> {
+    match &*client.status().borrow() {
+        Status::Live { server, .. } => Some(server.seat()),
+        _ => None,
+    }
+}
+
+/// Waits until all servers that run have applied the same entries, and proves that they hold the same state and sessions.
+pub async fn identical(cluster: &ServerCluster) -> ServerStatus {
+    eventually("all servers at one index", || async {
+        let mut statuses = Vec::new();
+        for seat in cluster.seats() {
+            statuses.push(cluster.status_with_hashes(seat).await.unwrap());
+        }
+        let first = statuses[0].clone();
+        assert!(first.state_hash.is_some() && first.sessions_hash.is_some());
+        if statuses.iter().any(|status| status.applied != first.applied) {
+            return None;
+        }
+        for status in statuses {
+            assert_eq!((&status.state_hash, &status.sessions_hash), (&first.state_hash, &first.sessions_hash), "{status:?}");
+        }
+        Some(first)
+    })
+    .await
+}
+
+/// Waits until the server at `seat` has applied `index`.
+pub async fn applied(cluster: &ServerCluster, seat: Seat, index: LogIndex) {
+    eventually("the index applied", || async { (cluster.status(seat).await.unwrap().applied >= index).then_some(()) }).await;
+}
+
+/// Shuts down in order.
+pub async fn shutdown(cluster: ServerCluster) {
+    cluster.shutdown(Duration::from_secs(10)).await.unwrap();
+}

@@ -1,0 +1,104 @@
+//! A TCP proxy in front of a server, so that a story decides what gets through: the network as a test needs it.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What gets through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flow {
+    /// Everything.
+    Open,
+    /// What the client says; what the server says waits.
+    HoldReplies,
+    /// Nothing, as if the server were stopped: connections stay, new ones are accepted.
+    Stalled,
+}
+
+/// Dropping it cuts all of its connections.
+pub struct Proxy {
+    address: SocketAddr,
+    flow: watch::Sender<Flow>,
+    _tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    /// A proxy in front of the server of a `ws://HOST:PORT/...` URL.
+    pub async fn before(url: &str) -> Self {
+        let target = authority(url).parse::<SocketAddr>().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (flow, flows) = watch::channel(Flow::Open);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let client = listener.accept().await.unwrap().0;
+                connections.spawn(connection(client, target, flows.clone()));
+            }
+        });
+        Self { address, flow, _tasks: tasks }
+    }
+
+    /// The server's URL through here.
+    pub fn url(&self, url: &str) -> String {
+        url.replacen(authority(url), &self.address.to_string(), 1)
+    }
+
+    pub fn set(&self, flow: Flow) {
+        self.flow.send_replace(flow);
+    }
+}
+
+fn authority(url: &str) -> &str {
+    url.strip_prefix("ws://").unwrap().split('/').next().unwrap()
+}
+
+async fn connection(client: TcpStream, target: SocketAddr, flow: watch::Receiver<Flow>) {
+    let Ok(server) = TcpStream::connect(target).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    // Whichever side ends first ends the other, as one broken connection would.
+    tokio::select! {
+        () = requests(from_client, to_server, flow.clone()) => {}
+        () = replies(from_server, to_client, flow) => {}
+    }
+}
+
+/// Waits until the flow is so; false if the story is over.
+async fn passes(flow: &mut watch::Receiver<Flow>, so: impl Fn(Flow) -> bool) -> bool {
+    flow.wait_for(|flow| so(*flow)).await.is_ok()
+}
+
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let Ok(count) = from.read(&mut buffer).await else { return };
+        if count == 0 || !passes(&mut flow, |flow| flow != Flow::Stalled).await || to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads on while it holds back, so that it notices when the server ends.
+async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>) {
+    let (mut buffer, mut held) = (vec![0; 16 << 10], Vec::new());
+    loop {
+        tokio::select! {
+            read = from.read(&mut buffer) => match read {
+                Ok(count) if count > 0 => held.extend_from_slice(&buffer[..count]),
+                _ => return,
+            },
+            open = passes(&mut flow, |flow| flow == Flow::Open), if !held.is_empty() => {
+                if !open || to.write_all(&held).await.is_err() {
+                    return;
+                }
+                held.clear();
+            }
+        }
+    }
+}
