@@ -190,8 +190,6 @@ pub(crate) struct Node {
     clock: Clock,
     wake: Arc<Notify>,
     view: watch::Sender<NodeView>,
-    /// What the mesh says of this server; beside the core, because the mesh asks while the core is busy.
-    hello: RefCell<SelfHello>,
     core: RefCell<Core>,
 }
 
@@ -221,7 +219,6 @@ impl Node {
         let clock = Clock::start();
         let now = clock.now();
         let data = DataDir::open(&options.data_dir)?;
-        let hello = SelfHello { endpoints: options.endpoints.clone(), ..SelfHello::default() };
         let node = Rc::new(Self {
             core: RefCell::new(Core {
                 stage: Stage::Unformed(Unformed::new(&options, &data)),
@@ -238,10 +235,8 @@ impl Node {
             clock,
             wake: Arc::new(Notify::new()),
             view,
-            hello: RefCell::new(hello),
         });
         node.core.borrow_mut().drive_forming(&node, now)?;
-        node.update_hello();
         Ok(node)
     }
 
@@ -275,17 +270,20 @@ impl Node {
         peers
     }
 
-    /// Brings what the mesh says of this server up to date; whether its name has changed.
-    fn update_hello(&self) -> bool {
+    /// What the mesh says of this server.
+    fn hello(&self) -> SelfHello {
         let core = self.core.borrow();
-        let Stage::Running(running) = &core.stage else { return false };
+        let endpoints = self.options.endpoints.clone();
+        let Stage::Running(running) = &core.stage else { return SelfHello { endpoints, ..SelfHello::default() } };
         let status = running.voter.status();
-        let mut hello = self.hello.borrow_mut();
-        let (id, identity) = (Some(status.id), Some(running.replica.identity()));
-        let renamed = (hello.id, hello.identity) != (id, identity);
-        (hello.id, hello.identity) = (id, identity);
-        hello.last = (status.last_term, status.last);
-        renamed
+        SelfHello {
+            id: Some(status.id),
+            identity: Some(running.replica.identity()),
+            first: running.reader.range().0,
+            last: (status.last_term, status.last),
+            suspect: status.suspect,
+            endpoints,
+        }
     }
 
     pub(crate) fn limits(&self) -> &Arc<ServerLimits> {
@@ -349,7 +347,7 @@ impl Node {
         let mut borrowed = self.core.borrow_mut();
         let core = &mut *borrowed;
         let mut configured = false;
-        core.drive_forming(self, now)?;
+        let renamed = core.drive_forming(self, now)?;
         if let Stage::Running(running) = &mut core.stage {
             running.pump(self, &core.links, now)?;
             while let Some(link) = running.room.poll_abort() {
@@ -372,7 +370,7 @@ impl Node {
             mesh.set_peers(self.peers());
         }
         self.publish();
-        if self.update_hello() {
+        if renamed {
             mesh.refresh();
         }
         Ok(())

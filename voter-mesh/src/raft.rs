@@ -538,6 +538,7 @@ impl Voter {
             applied: RunIndex(raft.raft_log.applied),
             last: self.raw.store().tail.run,
             last_term: self.raw.store().tail.term,
+            suspect: self.suspect.is_some(),
             peers: if raft.state == StateRole::Leader { raft.prs().iter().map(progress).collect() } else { BTreeMap::new() },
         }
     }

@@ -22,7 +22,7 @@ pub(super) struct Owner(pub(super) std::rc::Weak<Node>);
 
 impl MeshOwner for Owner {
     fn self_hello(&self) -> SelfHello {
-        self.0.upgrade().map(|node| node.hello.borrow().clone()).unwrap_or_default()
+        self.0.upgrade().map(|node| node.hello()).unwrap_or_default()
     }
 
     fn link_up(&self, peer: PeerHello, link: Link) {

@@ -72,10 +72,11 @@ fn form_record(node: &NodeRecord) -> FormRecord {
 }
 
 impl Core {
-    /// Moves forming on, and begins the replica when this server belongs to a cluster.
-    pub(super) fn drive_forming(&mut self, node: &Node, now: Time) -> Result<(), NodeError> {
+    /// Moves forming on, and begins the replica when this server belongs to a cluster; whether it does since now.
+    pub(super) fn drive_forming(&mut self, node: &Node, now: Time) -> Result<bool, NodeError> {
+        let mut begun = false;
         loop {
-            let Stage::Unformed(unformed) = &mut self.stage else { return Ok(()) };
+            let Stage::Unformed(unformed) = &mut self.stage else { return Ok(begun) };
             let forming = &mut unformed.forming;
             if let Some(store) = forming.poll_store() {
                 self.data.store_node(&node_record(node, &self.data, store.record))?;
@@ -95,6 +96,7 @@ impl Core {
                     info!(%id, cluster = %identity.cluster, may_campaign, "member of a cluster");
                     let running = open(node, &self.data, id, identity, configuration, may_campaign, now)?;
                     self.stage = Stage::Running(Box::new(running));
+                    begun = true;
                 }
                 Some(FormEvent::Join { identity }) => {
                     info!(cluster = %identity.cluster, "met a formed cluster: asking to be let in");
@@ -110,7 +112,7 @@ impl Core {
                             let _ = link.send(MeshMessage::Raft(Message::Admin { nonce: 0, request: request.clone() }));
                         }
                     }
-                    return Ok(());
+                    return Ok(begun);
                 }
             }
         }

@@ -390,6 +390,8 @@ pub struct VoterStatus {
     pub last: RunIndex,
     /// Its term.
     pub last_term: Term,
+    /// Whether it lost the end of its log and has not caught up since.
+    pub suspect: bool,
     /// The others, where this one leads.
     pub peers: BTreeMap<RaftId, PeerProgress>,
 }
