@@ -80,7 +80,10 @@ pub struct Voter {
     now: Time,
     rng: u64,
     next_tick: Time,
-    peers: BTreeMap<RaftId, Incarnation>,
+    /// Who is linked.
+    peers: BTreeSet<RaftId>,
+    /// The process of each peer that was linked last.
+    incarnations: BTreeMap<RaftId, Incarnation>,
     /// Terms far above ours, as peers claimed them.
     high_terms: BTreeMap<RaftId, u64>,
     /// What was applied, as far as configurations go: advanced when a run is handed out as committed.
@@ -96,6 +99,8 @@ pub struct Voter {
     rounds: Rounds,
     hint: Option<Hint>,
     hinted_term: u64,
+    /// The pre-vote at the start was asked for.
+    started: bool,
     /// A configuration that is in the log and not applied.
     config_pending: Option<RunIndex>,
     changing: Option<Changing>,
@@ -169,7 +174,8 @@ impl Voter {
             now,
             rng: options.seed | 1,
             next_tick: now.plus_ms(options.timing.tick_ms),
-            peers: BTreeMap::new(),
+            peers: BTreeSet::new(),
+            incarnations: BTreeMap::new(),
             high_terms: BTreeMap::new(),
             configuration,
             configuration_run,
@@ -182,6 +188,7 @@ impl Voter {
             rounds: Rounds::default(),
             hint: None,
             hinted_term: 0,
+            started: false,
             config_pending: last_config,
             changing: None,
             role: (term, RaftRole::Follower, None),
@@ -209,7 +216,8 @@ impl Voter {
     /// A link to a peer stands. A new incarnation may have lost what the old one acknowledged: a leader forgets its progress.
     pub fn handle_connected(&mut self, peer: Peer, now: Time) {
         self.now = now;
-        let known = self.peers.insert(peer.id, peer.incarnation);
+        self.peers.insert(peer.id);
+        let known = self.incarnations.insert(peer.id, peer.incarnation);
         if self.raw.raft.state == StateRole::Leader {
             let last = self.raw.raft.raft_log.last_index();
             if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer.id.0) {
@@ -226,13 +234,29 @@ impl Voter {
             // What was under way on the old link is gone.
             self.book.send_all_again(now);
             self.asking.ask_again();
+        } else {
+            self.campaign_at_start();
         }
         self.stepped();
+    }
+
+    /// A process that has just started and can reach a quorum asks for a pre-vote soon instead of waiting out an election timeout:
+    /// nobody grants it while a leader is heard, and a cluster that starts has a leader in a moment.
+    fn campaign_at_start(&mut self) {
+        let voters = self.configuration.voters();
+        let linked = voters.iter().filter(|id| **id == self.options.id || self.peers.contains(id)).count();
+        if self.started || self.leader().is_some() || linked * 2 <= voters.len() || !voters.contains(&self.options.id) {
+            return;
+        }
+        self.started = true;
+        let wait_us = 10_000 + self.random() % 50_000;
+        self.hint = Some(Hint { at: self.now.plus_us(wait_us), tries: HINT_TRIES });
     }
 
     /// The link to a peer is gone. A torn one to the leader is a hint that the leader is: pre-vote soon, once per term.
     pub fn handle_disconnected(&mut self, peer: RaftId, how: Disconnect, now: Time) {
         self.now = now;
+        self.peers.remove(&peer);
         let raft = &mut self.raw.raft;
         if how == Disconnect::Torn && raft.leader_id == peer.0 && raft.state == StateRole::Follower && self.hinted_term < raft.term
         {
@@ -254,7 +278,7 @@ impl Voter {
     /// [`MessageError`]: the message cannot be true; nothing has changed, and the link should be closed.
     pub fn handle_message(&mut self, from: RaftId, message: Message, now: Time) -> Result<(), MessageError> {
         self.now = now;
-        if !self.peers.contains_key(&from) || from == self.options.id {
+        if !self.peers.contains(&from) || from == self.options.id {
             return Err(MessageError::Stranger(from));
         }
         match message {
@@ -399,7 +423,7 @@ impl Voter {
     /// [`MessageError`]: it cannot be this replica's; nothing has changed.
     pub fn handle_snapshot(&mut self, from: RaftId, term: Term, meta: SnapshotMeta, now: Time) -> Result<(), MessageError> {
         self.now = now;
-        if !self.peers.contains_key(&from) || from == self.options.id {
+        if !self.peers.contains(&from) || from == self.options.id {
             return Err(MessageError::Stranger(from));
         }
         if meta.identity != self.options.identity
@@ -466,7 +490,7 @@ impl Voter {
             .configuration
             .voters()
             .into_iter()
-            .filter(|id| *id != own && self.peers.contains_key(id))
+            .filter(|id| *id != own && self.peers.contains(id))
             .max_by_key(|id| self.raw.raft.prs().get(id.0).map_or(0, |progress| progress.matched));
         if let Some(best) = best {
             self.raw.transfer_leader(best.0);
@@ -717,7 +741,7 @@ impl Voter {
                 self.to_seal_bytes += entries.len();
                 self.to_seal.push_back((Origin::Own(batch), entries));
             }
-        } else if self.peers.contains_key(&leader) {
+        } else if self.peers.contains(&leader) {
             for (batch, entries) in self.book.take_due(self.now) {
                 self.transmit(leader, Message::Forward { batch, entries });
             }
@@ -1048,7 +1072,7 @@ impl Voter {
             return Err(AdminRefused::Standby(seat));
         }
         let target = member.id;
-        if !self.caught_up(target) || !self.peers.contains_key(&target) {
+        if !self.caught_up(target) || !self.peers.contains(&target) {
             return Err(AdminRefused::Behind(seat));
         }
         self.raw.transfer_leader(target.0);
