@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use cluster_client::{ClusterClient, LogIndex, Raw, Thin};
+use cluster_client::{ClusterClient, LogIndex, Thin};
 use cluster_server::{Phase, ServerStatus};
 use futures_util::StreamExt;
 use rustix::process::{Pid, Signal, kill_process};
@@ -238,20 +238,16 @@ impl Fleet {
         .await
     }
 
-    /// A client that follows the whole log.
-    pub(crate) async fn raw(&self) -> ClusterClient<Raw> {
-        ClusterClient::builder().endpoints(self.urls()).deadline(PATIENCE).raw().connect().await.unwrap()
-    }
-
     /// A client that is attached to this server first.
     pub(crate) async fn thin(&self, seat: usize) -> ClusterClient<Thin> {
         let builder = ClusterClient::builder().endpoints(self.urls()).start_with(seat - 1).deadline(PATIENCE);
         builder.thin().connect().await.unwrap()
     }
 
-    /// All committed commands up to the last one, by index, each as text.
-    pub(crate) async fn history(&self) -> Vec<(LogIndex, String)> {
-        let client = self.raw().await;
+    /// All committed commands up to the last one, by index, each as text; from a server that never lost its disk, and so has them.
+    pub(crate) async fn history(&self, seat: usize) -> Vec<(LogIndex, String)> {
+        let builder = ClusterClient::builder().endpoints(self.urls()).start_with(seat - 1).deadline(PATIENCE);
+        let client = builder.raw().connect().await.unwrap();
         let end = client.propose(&Bytes::from_static(b"the end")).await.unwrap().index;
         let mut stream = client.committed_from(LogIndex::FIRST);
         let mut history = Vec::new();
