@@ -26,5 +26,8 @@ async fn main() {
     // Long enough for the server to settle: handshakes are over, buffers that can shrink have shrunk.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = resident_kib(pid);
-    println!("{count} idle clients: {before} KiB before, {after} KiB after, {:.1} KiB each", (after - before) as f64 / count as f64);
+    println!(
+        "{count} idle clients: {before} KiB before, {after} KiB after, {:.1} KiB each",
+        (after - before) as f64 / count as f64
+    );
 }

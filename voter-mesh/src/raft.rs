@@ -163,7 +163,6 @@ impl Voter {
             check_quorum: true,
             pre_vote: true,
             read_only_option: ReadOnlyOption::Safe,
-            priority: i64::from(options.priority),
             ..raft::Config::default()
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
@@ -202,6 +201,7 @@ impl Voter {
             fatal: false,
             options,
         };
+        voter.take_priority();
         voter.randomise();
         if voter.configuration.voters() == [voter.options.id] && !voter.configuration.is_joint() {
             // Nobody else could object.
@@ -448,6 +448,7 @@ impl Voter {
             self.config_pending = None;
             self.configuration = meta.configuration.clone();
             self.configuration_run = meta.configuration_run;
+            self.take_priority();
             // Whatever was promised a place may lie behind the snapshot's veil.
             self.book.send_all_again(now);
         }
@@ -590,6 +591,13 @@ impl Voter {
         let span = (max - min).max(1) as u64;
         let ticks = min + (self.random() % span) as usize;
         self.raw.raft.set_randomized_election_timeout(ticks);
+    }
+
+    /// A member's priority is its seat's, in the configuration; while it is suspect, nobody's is lower.
+    fn take_priority(&mut self) {
+        let seat = self.configuration.seats.get(&self.options.id.seat());
+        let priority = if self.suspect.is_some() { i32::MIN } else { seat.map_or(0, |seat| seat.priority) };
+        self.raw.set_priority(i64::from(priority));
     }
 
     fn is_leader(&self) -> bool {
@@ -967,6 +975,7 @@ impl Voter {
             let tail = &self.raw.store().tail;
             if self.suspect.is_some_and(|goal| (tail.term, tail.run) >= (goal.term, goal.run)) {
                 self.suspect = None;
+                self.take_priority();
             }
         }
     }
@@ -1009,6 +1018,7 @@ impl Voter {
         }
         self.configuration = configuration;
         self.configuration_run = run;
+        self.take_priority();
         if !self.configuration.is_joint() && self.changing.as_ref().is_some_and(|changing| changing.transfer.is_none()) {
             self.end_change(Ok(()));
         }

@@ -192,7 +192,6 @@ fn open(
         identity,
         timing: options.timing.clone(),
         limits: options.voter_limits.clone(),
-        priority: 0,
         seed: random_u64(),
     };
     let configuration = if newest.is_some() { replica.configuration().clone() } else { Configuration::default() };

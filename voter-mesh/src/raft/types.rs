@@ -93,8 +93,6 @@ pub struct VoterOptions {
     pub timing: Timing,
     /// Bounds.
     pub limits: VoterLimits,
-    /// Higher ones are preferred in elections. Default 0.
-    pub priority: i32,
     /// Where its randomness begins: the same seed and inputs give the same outputs.
     pub seed: u64,
 }
