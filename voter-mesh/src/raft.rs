@@ -646,8 +646,13 @@ impl Voter {
             return;
         }
         let _ = self.raw.campaign();
-        let wait_us = 5_000 + self.random() % 25_000;
-        self.hint = (hint.tries > 1).then(|| Hint { at: self.now.plus_us(wait_us), tries: hint.tries - 1 });
+        let at = self.next_try();
+        self.hint = (hint.tries > 1).then(|| Hint { at, tries: hint.tries - 1 });
+    }
+
+    /// When a vote that came to nothing is tried again.
+    fn next_try(&mut self) -> Time {
+        self.now.plus_us(5_000 + self.random() % 25_000)
     }
 
     /// After anything that may have moved the crate: the no-op of a new term is laid out, and what changed is told.
@@ -662,6 +667,11 @@ impl Voter {
         let (was_leader, is_leader) = (before.1 == RaftRole::Leader, now.1 == RaftRole::Leader);
         if now.2.is_some() {
             self.hint = None;
+        } else if now.0 > before.0 && now.1 == RaftRole::Follower && self.hint.is_some() {
+            // Another server stands for election. A pre-vote now could pass among those that have not heard of its victory yet, and
+            // depose it for nothing: it gets the time of a vote.
+            let later = self.next_try();
+            self.hint = self.hint.take().map(|hint| Hint { at: hint.at.max(later), ..hint });
         }
         if was_leader && !is_leader {
             self.resign();
