@@ -25,6 +25,11 @@ use crate::mesh::{Link, MeshMessage};
 /// How often a leader looks for sessions to end, and servers report theirs, at most; a short time to live shortens it.
 const LIVENESS_MS: u64 = voter_mesh::session::liveness::ACTIVITY_MS;
 
+/// The same for this time to live: a session must be reported well before it could be taken for a detached one.
+pub(super) fn liveness_every_ms(session_ttl_ms: u64) -> u64 {
+    LIVENESS_MS.min(session_ttl_ms / 4).max(50)
+}
+
 /// What the log's writer thread has said since the pump last looked: at most one word for each batch that waits, which is bounded.
 pub(super) type WrittenSlot = Arc<Mutex<VecDeque<LogEvent>>>;
 
@@ -74,7 +79,7 @@ pub(super) struct Parts {
 impl Running {
     pub(super) fn new(parts: Parts, session_ttl_ms: u64, now: Time) -> Self {
         let Parts { voter, replica, room, log, reader, snapshots, written } = parts;
-        let liveness_every_ms = LIVENESS_MS.min(session_ttl_ms / 4).max(50);
+        let liveness_every_ms = liveness_every_ms(session_ttl_ms);
         Self {
             voter,
             replica,

@@ -17,7 +17,7 @@ use voter_mesh::raft::{Recovered, Voter, VoterOptions};
 use voter_mesh::replica::Replica;
 use voter_mesh::run::Run;
 
-use super::running::{Parts, Running};
+use super::running::{Parts, Running, liveness_every_ms};
 use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, jobs, random_u64};
 use crate::disk::{DataDir, DiskError, Log, LogOptions, LogWriter, NodeRecord, NodeState, SnapshotStore, WriterLimits};
 use crate::mesh::MeshMessage;
@@ -238,7 +238,12 @@ fn room_options(node: &Node, id: RaftId, identity: Identity) -> RoomOptions {
         name: options.room.clone(),
         server: id,
         machine: (options.machine.name.to_owned(), options.machine.version),
-        limits: RoomLimits { feed, message_bytes_max: options.limits.message_bytes_max, ..RoomLimits::default() },
+        limits: RoomLimits {
+            feed,
+            message_bytes_max: options.limits.message_bytes_max,
+            activity_ms: liveness_every_ms(options.session_ttl.as_millis() as u64),
+            ..RoomLimits::default()
+        },
         endpoints: vec![ServerEntry { id, endpoints: options.endpoints.clone() }],
     }
 }
