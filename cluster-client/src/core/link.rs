@@ -64,6 +64,8 @@ pub(super) struct Link {
     pub(super) feeding: bool,
     /// What the hello said of the session.
     pub(super) proved: Option<SessionProof>,
+    /// The hello named the epoch of what this client holds.
+    pub(super) claims_epoch: bool,
     pub(super) session: LinkSession,
     /// When an unanswered question about the session is asked again.
     pub(super) ask_again_us: Option<u64>,
@@ -86,6 +88,7 @@ impl Link {
             mode,
             feeding: false,
             proved: None,
+            claims_epoch: false,
             session: LinkSession::Unknown,
             ask_again_us: None,
             heard_us: 0,

@@ -118,11 +118,11 @@ impl<W: Waiters> Core<W> {
         match code {
             Code::Diverged => self.close(CloseReason::Diverged),
             Code::Epoch => {
-                // Which of us is older is told only to those who claim no epoch.
-                if let Some(link) = self.links.get(&id) {
+                // Which of us is older is told only to those who claim no epoch. They have nothing that could be refused for it.
+                if let Some(link) = self.links.get(&id).filter(|link| link.claims_epoch) {
                     self.rotation.again(link.endpoint.clone());
+                    self.probe_epoch = true;
                 }
-                self.probe_epoch = true;
                 self.hang_up(id, LinkError::Refused(code), now);
             }
             _ => self.hang_up(id, LinkError::Refused(code), now),

@@ -55,13 +55,14 @@ impl<W: Waiters> Core<W> {
         let unanswered = if session.is_some() { self.unanswered_ids() } else { Vec::new() };
         // Another link may have become the first one, or ended, since this one was dialled.
         let mode = self.mode_of_another(id);
+        let epoch = self.identity.filter(|_| !probe).map(|identity| identity.epoch);
         if let Some(link) = self.links.get_mut(&id) {
-            (link.mode, link.proved) = (mode, session.clone());
+            (link.mode, link.proved, link.claims_epoch) = (mode, session.clone(), epoch.is_some());
         }
         Hello {
             version: PROTOCOL_VERSION,
             cluster: self.identity.map(|identity| identity.cluster),
-            epoch: self.identity.filter(|_| !probe).map(|identity| identity.epoch),
+            epoch,
             room: self.options.room.clone(),
             auth: Vec::new(),
             state_machine: self.options.machine.clone(),
