@@ -1,27 +1,21 @@
 //! The main job, in this process: real sockets and files, threads for servers.
 
-use cluster_client::{ClusterClient, Consistency};
-use cluster_server::ServerCluster;
-use voter_mesh::machine::kv::{Kv, KvCommand, KvValue};
+use cluster_client::Consistency;
+use voter_mesh::machine::kv::{self, Kv, KvCommand};
 
-async fn one_command(voters: u16) {
+use crate::here::{client_of, shutdown, started, voters};
+
+async fn one_command(count: u16) {
     let directory = tempfile::tempdir().unwrap();
-    let mut builder = ServerCluster::builder().voters(voters).data_dir(directory.path());
-    for _ in 0..voters {
-        builder = builder.listen("127.0.0.1:0");
-    }
-    let cluster = builder.start().await.unwrap();
-    cluster.leader().await.unwrap();
+    let cluster = started(voters(count, directory.path()).machine(kv::factory())).await;
     for url in cluster.urls() {
-        let client = ClusterClient::builder().endpoints([url.as_str()]).state(Kv::default()).connect().await.unwrap();
         let key = url.clone().into_bytes();
-        let _: KvValue;
-        client.propose(&KvCommand::Put { key: key.clone().into(), value: b"v".to_vec().into() }).await.unwrap();
-        let found = client.read(Consistency::Linearizable, |kv| kv.get(&key).is_some()).await.unwrap();
-        assert!(found);
+        let client = client_of(&[url]).state(Kv::default()).connect().await.unwrap();
+        client.propose(&KvCommand::Put { key: key.clone(), value: b"v".to_vec() }).await.unwrap();
+        assert!(client.read(Consistency::Linearizable, |kv| kv.get(&key).is_some()).await.unwrap());
         client.close().await;
     }
-    cluster.shutdown(std::time::Duration::from_secs(5)).await.unwrap();
+    shutdown(cluster).await;
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! Clusters and clients in this process: how most stories begin, and the facts that they wait for.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cluster_client::{Builder, ClusterClient, Committed, CommittedStream, Form, Raw, Status};
+use cluster_client::{Builder, ClusterClient, Committed, CommittedStream, Form, JournalError, Raw, RequestJournal, Status};
+use cluster_server::mesh::MeshSecret;
 use cluster_server::{ServerCluster, ServerClusterBuilder, ServerStatus};
 use futures_util::StreamExt;
 use voter_mesh::ids::{LogIndex, Seat};
@@ -22,6 +24,25 @@ pub fn timing() -> Timing {
 pub fn voters(count: u16, directory: &Path) -> ServerClusterBuilder {
     let builder = ServerCluster::builder().voters(count).data_dir(directory).machine(log::factory()).timing(timing());
     (0..count).fold(builder, |builder, _| builder.listen("127.0.0.1:0"))
+}
+
+/// Mesh addresses for voters that are started one by one, each in a cluster of its own: they must be known before anyone listens, so
+/// they lie on a loopback address of this process's own, where nobody else takes ports.
+pub fn mesh_addresses(count: u16) -> BTreeMap<Seat, String> {
+    let process = std::process::id();
+    let host = format!("127.{}.{}.{}", 64 + process / 62_500 % 64, process / 250 % 250, 1 + process % 250);
+    let bound: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind((host.as_str(), 0)).unwrap()).collect();
+    (1..=count).map(Seat).zip(bound.iter().map(|listener| listener.local_addr().unwrap().to_string())).collect()
+}
+
+/// One voter among peers, as a process of its own would be; all of them share a directory.
+pub fn lone_voter(seat: u16, peers: BTreeMap<Seat, String>, directory: &Path) -> ServerClusterBuilder {
+    ServerCluster::builder()
+        .seat(Seat(seat), peers)
+        .mesh_secret(MeshSecret::from([7; 32]))
+        .data_dir(directory.join(seat.to_string()))
+        .timing(timing())
+        .listen("127.0.0.1:0")
 }
 
 /// Starts a cluster and waits for its first leader.
@@ -129,6 +150,48 @@ pub async fn identical(cluster: &ServerCluster) -> ServerStatus {
 /// Waits until the server at `seat` has applied `index`.
 pub async fn applied(cluster: &ServerCluster, seat: Seat, index: LogIndex) {
     eventually("the index applied", || async { (cluster.status(seat).await.unwrap().applied >= index).then_some(()) }).await;
+}
+
+/// A counter of a server's status.
+pub async fn counter(cluster: &ServerCluster, seat: Seat, name: &str) -> u64 {
+    cluster.status(seat).await.unwrap().counters.get(name).copied().unwrap_or(0)
+}
+
+/// Waits until a counter of a server reaches a value.
+pub async fn counted(cluster: &ServerCluster, seat: Seat, name: &str, value: u64) {
+    eventually(name, || async { (counter(cluster, seat, name).await >= value).then_some(()) }).await;
+}
+
+/// A client in a runtime of its own, which can be killed as a process can: no last words, whatever was under way.
+pub struct Mortal<M> {
+    runtime: tokio::runtime::Runtime,
+    pub client: ClusterClient<M>,
+}
+
+impl<M: Form + Send + 'static> Mortal<M> {
+    pub async fn born(builder: Builder<M>) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let client = runtime.spawn(builder.connect()).await.unwrap().unwrap();
+        Self { runtime, client }
+    }
+
+    pub fn kill(self) {
+        self.runtime.shutdown_background();
+        // The last handle closes the client: a killed process does not come to that.
+        std::mem::forget(self.client);
+    }
+}
+
+/// A journal that its last owner may just be letting go of.
+pub async fn journal(path: &Path) -> RequestJournal {
+    eventually("the journal's lock free", || async {
+        match RequestJournal::file(path) {
+            Ok(journal) => Some(journal),
+            Err(JournalError::JournalBusy(_)) => None,
+            Err(error) => panic!("{error}"),
+        }
+    })
+    .await
 }
 
 /// Shuts down in order.

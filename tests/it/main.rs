@@ -3,8 +3,17 @@
 
 mod basics;
 mod commands;
+mod ending;
+mod endpoints;
+mod failover;
 mod harness;
 mod here;
+mod journals;
 mod peer;
 mod processes;
 mod proxy;
+mod quorum;
+mod reads;
+mod requests;
+mod slow;
+mod tally;

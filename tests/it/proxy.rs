@@ -1,12 +1,16 @@
 //! A TCP proxy in front of a server, so that a story decides what gets through: the network as a test needs it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use crate::harness::eventually;
 
 /// What gets through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,31 +21,55 @@ pub enum Flow {
     HoldReplies,
     /// Nothing, as if the server were stopped: connections stay, new ones are accepted.
     Stalled,
+    /// Nothing; every connection ends, and a new one at once.
+    Cut,
 }
 
 /// Dropping it cuts all of its connections.
 pub struct Proxy {
     address: SocketAddr,
     flow: watch::Sender<Flow>,
+    lets_in: Arc<AtomicBool>,
+    standing: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
 
 impl Proxy {
     /// A proxy in front of the server of a `ws://HOST:PORT/...` URL.
     pub async fn before(url: &str) -> Self {
-        let target = authority(url).parse::<SocketAddr>().unwrap();
+        Self::to(authority(url)).await
+    }
+
+    /// A proxy in front of `HOST:PORT`.
+    pub async fn to(target: &str) -> Self {
+        let target = target.parse::<SocketAddr>().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (flow, flows) = watch::channel(Flow::Open);
+        let lets_in = Arc::new(AtomicBool::new(true));
+        let standing = Arc::new(AtomicUsize::new(0));
+        let (door, count) = (Arc::clone(&lets_in), Arc::clone(&standing));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let client = listener.accept().await.unwrap().0;
-                connections.spawn(connection(client, target, flows.clone()));
+                if door.load(Ordering::Relaxed) {
+                    let (flow, count) = (flows.clone(), Arc::clone(&count));
+                    connections.spawn(async move {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        connection(client, target, flow).await;
+                        count.fetch_sub(1, Ordering::Relaxed);
+                    });
+                }
             }
         });
-        Self { address, flow, _tasks: tasks }
+        Self { address, flow, lets_in, standing, _tasks: tasks }
+    }
+
+    /// Its own `HOST:PORT`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
     }
 
     /// The server's URL through here.
@@ -52,6 +80,19 @@ impl Proxy {
     pub fn set(&self, flow: Flow) {
         self.flow.send_replace(flow);
     }
+
+    /// Ends every connection; new ones get through again.
+    pub async fn flap(&self) {
+        assert_ne!(self.standing.load(Ordering::Relaxed), 0, "nothing to cut");
+        self.set(Flow::Cut);
+        eventually("all connections cut", || async { (self.standing.load(Ordering::Relaxed) == 0).then_some(()) }).await;
+        self.set(Flow::Open);
+    }
+
+    /// Whether new connections get through, or are cut at once; those that stand go on.
+    pub fn let_in(&self, lets_in: bool) {
+        self.lets_in.store(lets_in, Ordering::Relaxed);
+    }
 }
 
 fn authority(url: &str) -> &str {
@@ -59,13 +100,16 @@ fn authority(url: &str) -> &str {
 }
 
 async fn connection(client: TcpStream, target: SocketAddr, flow: watch::Receiver<Flow>) {
+    let mut cuts = flow.clone();
+    let cut = passes(&mut cuts, |flow| flow == Flow::Cut);
     let Ok(server) = TcpStream::connect(target).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     // Whichever side ends first ends the other, as one broken connection would.
     tokio::select! {
         () = requests(from_client, to_server, flow.clone()) => {}
-        () = replies(from_server, to_client, flow) => {}
+        () = replies(from_server, to_client, flow.clone()) => {}
+        _ = cut => {}
     }
 }
 
