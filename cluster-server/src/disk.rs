@@ -27,7 +27,7 @@ mod recovery;
 mod snapshots;
 mod writer;
 
-pub use data_dir::{DataDir, NodeRecord, NodeState};
+pub use data_dir::{DataDir, NodeRecord};
 pub use error::{DiskError, WriteFailed};
 pub use log::{Batch, Log, LogOptions};
 pub use reader::{LogReader, Pin, ReadError};

@@ -63,6 +63,13 @@ pub(crate) struct NodeOptions {
     pub(crate) endpoints: Vec<String>,
 }
 
+impl NodeOptions {
+    /// Name and version of the state machine, as records and hellos carry them.
+    fn machine_name(&self) -> (String, u32) {
+        (self.machine.name.to_owned(), self.machine.version)
+    }
+}
+
 /// A voter as its process sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum NodeView {
@@ -88,6 +95,10 @@ pub(crate) enum Control {
 pub(crate) enum NodeError {
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error("the data directory belongs to seat {found}, not to seat {asked}")]
+    OtherSeat { found: Seat, asked: Seat },
+    #[error("the data directory holds a log for the state machine {found}, not for {asked}")]
+    OtherMachine { found: String, asked: String },
     #[error("cannot use a listener: {0}")]
     Listen(#[from] std::io::Error),
     #[error("{0}")]
@@ -221,7 +232,7 @@ impl Node {
         let data = DataDir::open(&options.data_dir)?;
         let node = Rc::new(Self {
             core: RefCell::new(Core {
-                stage: Stage::Unformed(Unformed::new(&options, &data)),
+                stage: Stage::Unformed(Unformed::new(&options, &data)?),
                 data,
                 links: BTreeMap::new(),
                 newcomers: BTreeSet::new(),
@@ -246,7 +257,7 @@ impl Node {
             directory: self.core.borrow().data.directory(),
             incarnation: self.incarnation,
             secret: self.options.secret.clone(),
-            machine: (self.options.machine.name.to_owned(), self.options.machine.version),
+            machine: self.options.machine_name(),
             limits: MeshLimits::default(),
         };
         let owner = Rc::new(Owner(Rc::downgrade(self)));

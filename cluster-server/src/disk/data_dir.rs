@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{DirectoryId, Identity, RaftId, Seat};
+use voter_mesh::mesh::forming::FormState;
 
 use super::error::{At, DiskError};
 use super::files;
@@ -17,22 +18,6 @@ use super::files;
 const NODE_FORMAT_VERSION: u32 = 1;
 
 const NODE_MAGIC: [u8; 8] = *b"QUORNODE";
-
-/// How far this server's life has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum NodeState {
-    /// It has a directory and belongs to nobody.
-    Empty,
-    /// It has confirmed an offer to form a cluster.
-    Offered {
-        /// Which one.
-        offer: u64,
-    },
-    /// It has met a formed cluster, and catches up for a seat in it.
-    Newcomer,
-    /// It is a member.
-    Formed,
-}
 
 /// Who the server in a directory is. Stored as a whole.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -50,7 +35,7 @@ pub struct NodeRecord {
     /// Name and version of its state machine.
     pub machine: (String, u32),
     /// How far it has come.
-    pub state: NodeState,
+    pub state: FormState,
 }
 
 /// A data directory that this process alone uses. The lock goes with the value.

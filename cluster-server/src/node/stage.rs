@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{ClusterId, Identity, RaftId, RoomId, RunIndex, Time};
 use voter_mesh::log::{Verdict, empty_tail};
-use voter_mesh::mesh::forming::{FormEvent, FormOptions, FormRecord, FormState, Forming};
+use voter_mesh::mesh::forming::{FormEvent, FormOptions, FormRecord, Forming};
 use voter_mesh::mesh::message::{AdminRequest, Message};
 use voter_mesh::raft::{Recovered, Voter, VoterOptions};
 use voter_mesh::replica::Replica;
@@ -19,7 +19,7 @@ use voter_mesh::run::Run;
 
 use super::running::{Parts, Running, liveness_every_ms};
 use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, jobs, random_u64};
-use crate::disk::{DataDir, DiskError, Log, LogOptions, LogWriter, NodeRecord, NodeState, SnapshotStore, WriterLimits};
+use crate::disk::{DataDir, DiskError, Log, LogOptions, LogWriter, NodeRecord, SnapshotStore, WriterLimits};
 use crate::mesh::MeshMessage;
 
 /// How often a newcomer asks the formed servers that it is linked to.
@@ -33,19 +33,33 @@ pub(super) struct Unformed {
 }
 
 impl Unformed {
-    pub(super) fn new(options: &NodeOptions, data: &DataDir) -> Self {
+    /// Goes on from the directory's record, which must be this seat's and this state machine's.
+    pub(super) fn new(options: &NodeOptions, data: &DataDir) -> Result<Self, NodeError> {
+        if let Some(record) = data.node() {
+            let (seat, (name, version)) = (record.seat, &record.machine);
+            if seat != options.seat {
+                return Err(NodeError::OtherSeat { found: seat, asked: options.seat });
+            }
+            if record.machine != options.machine_name() {
+                let (asked, asked_version) = options.machine_name();
+                return Err(NodeError::OtherMachine {
+                    found: format!("{name} v{version}"),
+                    asked: format!("{asked} v{asked_version}"),
+                });
+            }
+        }
         let mut mint = ClusterId::default();
         fill_random(&mut mint.0);
         let options = FormOptions {
             seat: options.seat,
             directory: data.directory(),
-            machine: (options.machine.name.to_owned(), options.machine.version),
+            machine: options.machine_name(),
             seats: options.peers.clone(),
             room: RoomId(0),
             mint,
         };
         let record = data.node().map(form_record).unwrap_or_default();
-        Self { forming: Forming::new(options, record), join_at: None }
+        Ok(Self { forming: Forming::new(options, record), join_at: None })
     }
 
     pub(super) fn forming(&mut self) -> &mut Forming {
@@ -62,13 +76,7 @@ impl Unformed {
 }
 
 fn form_record(node: &NodeRecord) -> FormRecord {
-    let state = match node.state {
-        NodeState::Empty => FormState::Empty,
-        NodeState::Offered { .. } => FormState::Offered,
-        NodeState::Newcomer => FormState::Newcomer,
-        NodeState::Formed => FormState::Formed,
-    };
-    FormRecord { state, id: node.id, identity: node.identity, configuration: node.configuration.clone() }
+    FormRecord { state: node.state, id: node.id, identity: node.identity, configuration: node.configuration.clone() }
 }
 
 impl Core {
@@ -120,20 +128,9 @@ impl Core {
 }
 
 fn node_record(node: &Node, data: &DataDir, record: FormRecord) -> NodeRecord {
-    NodeRecord {
-        directory: data.directory(),
-        seat: node.options.seat,
-        id: record.id,
-        identity: record.identity,
-        configuration: record.configuration,
-        machine: (node.options.machine.name.to_owned(), node.options.machine.version),
-        state: match record.state {
-            FormState::Empty => NodeState::Empty,
-            FormState::Offered => NodeState::Offered { offer: 0 },
-            FormState::Newcomer => NodeState::Newcomer,
-            FormState::Formed => NodeState::Formed,
-        },
-    }
+    let FormRecord { state, id, identity, configuration } = record;
+    let machine = node.options.machine_name();
+    NodeRecord { directory: data.directory(), seat: node.options.seat, id, identity, configuration, machine, state }
 }
 
 /// Recovers the replica of this directory, or begins it.
@@ -237,7 +234,7 @@ fn room_options(node: &Node, id: RaftId, identity: Identity) -> RoomOptions {
         identity,
         name: options.room.clone(),
         server: id,
-        machine: (options.machine.name.to_owned(), options.machine.version),
+        machine: options.machine_name(),
         limits: RoomLimits {
             feed,
             message_bytes_max: options.limits.message_bytes_max,

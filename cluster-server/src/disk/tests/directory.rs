@@ -3,6 +3,7 @@ use std::io;
 use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::DirectoryId;
 use voter_mesh::log::{SECTOR_BYTES, SegmentHeader};
+use voter_mesh::mesh::forming::FormState;
 
 use super::*;
 
@@ -14,7 +15,7 @@ fn record(dir: &DataDir) -> NodeRecord {
         identity: Some(IDENTITY),
         configuration: Configuration::default(),
         machine: ("kv".into(), 1),
-        state: NodeState::Offered { offer: 9 },
+        state: FormState::Offered,
     }
 }
 
@@ -65,8 +66,8 @@ fn the_node_record_has_these_bytes() {
         bytes,
         "51554f524e4f444501000000a7696469726563746f727950030303030303030303030303030303036473656174016269641a\
          00010001686964656e74697479a367636c757374657250070707070707070707070707070707076565706f63680164726f6f\
-         6d006d636f6e66696775726174696f6ea2657365617473a0686f7574676f696e6780676d616368696e6582626b7601657374\
-         617465a1674f666665726564a1656f666665720934069c85"
+         6d006d636f6e66696775726174696f6ea3657365617473a0686f7574676f696e67806772657469726564a0676d616368696e\
+         6582626b7601657374617465674f6666657265642927018f"
     );
 }
 
