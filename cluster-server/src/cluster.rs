@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use relay::room::RoomLimits;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use voter_mesh::ids::{RaftId, Seat};
@@ -48,6 +49,7 @@ pub struct ServerClusterBuilder {
     session_ttl: Duration,
     voter_limits: VoterLimits,
     replica_limits: ReplicaLimits,
+    room_limits: RoomLimits,
 }
 
 /// Why a cluster did not start. Nothing of it is left running.
@@ -132,6 +134,7 @@ impl Default for ServerClusterBuilder {
             session_ttl: Duration::from_secs(3600),
             voter_limits: VoterLimits::default(),
             replica_limits: ReplicaLimits::default(),
+            room_limits: RoomLimits::default(),
         }
     }
 }
@@ -223,6 +226,14 @@ impl ServerClusterBuilder {
         self
     }
 
+    /// What clients may use: pings, windows, queues. The size of messages, the time of the handshake and the feed's ring are
+    /// taken from [`Self::limits`] instead, and the reporting of sessions follows [`Self::session_ttl`].
+    #[must_use]
+    pub fn room_limits(mut self, limits: RoomLimits) -> Self {
+        self.room_limits = limits;
+        self
+    }
+
     /// How long a session may be detached before it ends. Default one hour. Shorter: a client that was away finds its session
     /// expired and must ask what became of its requests; longer: more sessions in memory.
     #[must_use]
@@ -299,6 +310,7 @@ impl ServerClusterBuilder {
                 session_ttl: self.session_ttl,
                 voter_limits: self.voter_limits.clone(),
                 replica_limits: self.replica_limits,
+                room_limits: self.room_limits,
             };
             let voter = Voter::start(&template, mesh, relay).await;
             match voter {
@@ -340,6 +352,7 @@ struct Template {
     session_ttl: Duration,
     voter_limits: VoterLimits,
     replica_limits: ReplicaLimits,
+    room_limits: RoomLimits,
 }
 
 /// A voter that runs on its own thread.
@@ -365,6 +378,7 @@ impl Voter {
             session_ttl: template.session_ttl,
             voter_limits: template.voter_limits.clone(),
             replica_limits: template.replica_limits,
+            room_limits: template.room_limits,
             endpoints: template.relay_addresses.iter().map(|address| format!("ws://{address}")).collect(),
         };
         let seat = template.seat;

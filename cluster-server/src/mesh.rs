@@ -53,7 +53,8 @@ pub struct MeshLimits {
     pub outbox_pieces_max: usize,
     /// The shortest wait before a dial is repeated, in milliseconds. Default 10.
     pub redial_min_ms: u64,
-    /// The longest: waits are random between the shortest and an end that doubles from 50 ms to this. Default 1,000.
+    /// The longest: waits are random between the shortest and an end that doubles from 50 ms to this. Default 250: while a
+    /// server that came back is not linked with all others, the loss of a third one takes longer to heal.
     pub redial_max_ms: u64,
     /// Milliseconds for which a snapshot's sender waits for credit, or for the receiver to make it durable. Default 60,000.
     pub snapshot_stall_ms: u64,
@@ -69,7 +70,7 @@ impl Default for MeshLimits {
             outbox_bytes_max: 16 << 20,
             outbox_pieces_max: 1 << 16,
             redial_min_ms: 10,
-            redial_max_ms: 1_000,
+            redial_max_ms: 250,
             snapshot_stall_ms: 60_000,
         }
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use relay::room::{LinkId, Transmit};
+use relay::room::{LinkId, RoomLimits, Transmit};
 use relay::wire::{Code, ServerEntry};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{debug, info};
@@ -58,6 +58,7 @@ pub(crate) struct NodeOptions {
     pub(crate) timing: Timing,
     pub(crate) voter_limits: VoterLimits,
     pub(crate) replica_limits: ReplicaLimits,
+    pub(crate) room_limits: RoomLimits,
     pub(crate) limits: Arc<ServerLimits>,
     pub(crate) session_ttl: Duration,
     pub(crate) endpoints: Vec<String>,
@@ -168,7 +169,7 @@ async fn serve(
             control = controls.recv() => match control {
                 // Whoever owned this voter dropped it.
                 None => return Ok(()),
-                Some(Control::Status { hashes, answer }) => node.answer_status(hashes, answer),
+                Some(Control::Status { hashes, answer }) => node.answer_status(hashes, &mesh.counters(), answer),
                 Some(Control::Admin { request, answer }) => node.answer_admin(request, answer),
                 Some(Control::StopRelay { address, answer }) => {
                     let (stopped, open) = ports.into_iter().partition(|port: &RelayPort| port.address == address);
@@ -182,7 +183,7 @@ async fn serve(
                 }
             },
             Some(ask) = asks.recv() => match ask {
-                Ask::Status { hashes, answer } => node.answer_status(hashes, answer),
+                Ask::Status { hashes, answer } => node.answer_status(hashes, &mesh.counters(), answer),
                 Ask::Admin { request, answer } => node.answer_admin(request, answer),
             },
             () = tokio::time::sleep_until(node.next_timeout(ending)) => {}
@@ -201,6 +202,8 @@ pub(crate) struct Node {
     clock: Clock,
     wake: Arc<Notify>,
     view: watch::Sender<NodeView>,
+    /// What was refused before a core saw it, by reason.
+    refused: RefCell<BTreeMap<&'static str, u64>>,
     core: RefCell<Core>,
 }
 
@@ -246,6 +249,7 @@ impl Node {
             clock,
             wake: Arc::new(Notify::new()),
             view,
+            refused: RefCell::default(),
         });
         node.core.borrow_mut().drive_forming(&node, now)?;
         Ok(node)
@@ -305,15 +309,24 @@ impl Node {
         &self.options.room
     }
 
-    /// A client's socket is there.
-    pub(crate) fn link_opened(&self, address: IpAddr) -> Result<LinkHandle, Code> {
+    /// Something was refused, for this reason, before it came as far as a core that counts.
+    pub(crate) fn count(&self, reason: &'static str) {
+        *self.refused.borrow_mut().entry(reason).or_default() += 1;
+    }
+
+    pub(crate) fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    /// A client's socket is there; it was accepted at `accepted`.
+    pub(crate) fn link_opened(&self, address: IpAddr, accepted: Time) -> Result<LinkHandle, Code> {
         let mut core = self.core.borrow_mut();
         if core.closing {
             return Err(Code::Closing);
         }
         let id = LinkId(core.next_link);
         let Stage::Running(running) = &mut core.stage else { return Err(Code::Recovering) };
-        running.room.handle_connected(id, address, self.clock.now())?;
+        running.room.handle_connected(id, address, accepted)?;
         core.next_link += 1;
         let waker = Rc::new(RefCell::new(LinkWaker::default()));
         core.wakers.insert(id, Rc::clone(&waker));
@@ -321,6 +334,14 @@ impl Node {
         // Its handshake now has a deadline.
         self.wake.notify_one();
         Ok(LinkHandle { id, waker })
+    }
+
+    /// A client sent what is no message, or too large a one: the link ends.
+    pub(crate) fn link_violated(&self, link: LinkId, code: Code) {
+        if let Stage::Running(running) = &mut self.core.borrow_mut().stage {
+            running.room.handle_violation(link, code, self.clock.now());
+        }
+        self.wake.notify_one();
     }
 
     /// A client sent a frame.

@@ -7,14 +7,13 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{ConnectInfo, Path, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -27,7 +26,9 @@ use relay::wire::{Code, ServerFrame};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 use tracing::debug;
+use voter_mesh::ids::Time;
 use voter_mesh::mesh::message::AdminRequest;
 
 use crate::limits::ServerLimits;
@@ -45,8 +46,15 @@ pub(crate) enum Ask {
 /// A client's socket, upgraded.
 pub(crate) struct Arrival {
     socket: WebSocket,
-    address: SocketAddr,
+    caller: Caller,
     room: String,
+}
+
+/// Who connected, and when: the time for its handshake runs from there.
+#[derive(Clone, Copy)]
+struct Caller {
+    address: SocketAddr,
+    accepted: Time,
 }
 
 /// Where the port hands things over to the server's own thread.
@@ -86,7 +94,7 @@ impl RelayPort {
         let limits = Arc::clone(node.limits());
         let (arrivals, mut arrived) = mpsc::channel::<Arrival>(limits.accept_backlog_max);
         let port = Rc::new(Port::default());
-        let (node, shared) = (Rc::clone(node), Rc::clone(&port));
+        let (host, node, shared) = (Rc::clone(node), Rc::clone(node), Rc::clone(&port));
         tokio::task::spawn_local(async move {
             while let Some(arrival) = arrived.recv().await {
                 tokio::task::spawn_local(serve_link(Rc::clone(&node), Rc::clone(&shared), arrival));
@@ -96,8 +104,8 @@ impl RelayPort {
             .route("/rooms/{room}", get(upgrade))
             .route("/status", get(status))
             .route("/admin", post(admin))
-            .with_state(Door { arrivals, asks, limits: Arc::clone(&limits) });
-        let accept = tokio::task::spawn_local(accept_loop(listener, router, limits));
+            .with_state(Door { arrivals, asks, limits });
+        let accept = tokio::task::spawn_local(accept_loop(listener, router, host));
         Ok(Self { address, accept, port })
     }
 
@@ -109,8 +117,8 @@ impl RelayPort {
     }
 }
 
-async fn accept_loop(listener: TcpListener, router: Router, limits: Arc<ServerLimits>) {
-    let handshakes = Arc::new(AtomicUsize::new(0));
+async fn accept_loop(listener: TcpListener, router: Router, node: Rc<Node>) {
+    let handshakes = Rc::new(Cell::new(0));
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -121,37 +129,46 @@ async fn accept_loop(listener: TcpListener, router: Router, limits: Arc<ServerLi
                 continue;
             }
         };
-        if handshakes.load(Ordering::Relaxed) >= limits.handshakes_max {
-            drop(stream);
+        if handshakes.get() >= node.limits().handshakes_max {
+            node.count("http_over_limit");
             continue;
         }
         let _ = stream.set_nodelay(true);
-        handshakes.fetch_add(1, Ordering::Relaxed);
-        tokio::task::spawn_local(http(stream, address, router.clone(), Arc::clone(&limits), Arc::clone(&handshakes)));
+        handshakes.set(handshakes.get() + 1);
+        let caller = Caller { address, accepted: node.now() };
+        tokio::task::spawn_local(http(stream, caller, router.clone(), Rc::clone(&node), Rc::clone(&handshakes)));
     }
 }
 
 /// One HTTP connection until it is answered or upgraded. A client that does not finish its request in time is dropped.
-async fn http(stream: TcpStream, address: SocketAddr, router: Router, limits: Arc<ServerLimits>, handshakes: Arc<AtomicUsize>) {
-    let service = TowerToHyperService::new(router.layer(axum::Extension(ConnectInfo(address))));
+async fn http(stream: TcpStream, caller: Caller, router: Router, node: Rc<Node>, handshakes: Rc<Cell<usize>>) {
+    let (limits, address) = (node.limits(), caller.address);
+    let service = TowerToHyperService::new(router.layer(axum::Extension(caller)));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.handshake_ms))
         .max_buf_size(limits.http_bytes_max)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    match tokio::time::timeout(Duration::from_millis(limits.handshake_ms * 2), served).await {
+    // The slowest answer is an administrator's.
+    match tokio::time::timeout(Duration::from_millis(limits.handshake_ms + limits.admin_ms), served).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%address, %error, "request failed"),
-        Err(_) => debug!(%address, "request took too long"),
+        Ok(Err(error)) => {
+            node.count(if error.is_timeout() { "http_timeout" } else { "http_failed" });
+            debug!(%address, %error, "request failed");
+        }
+        Err(_) => {
+            node.count("http_timeout");
+            debug!(%address, "request took too long");
+        }
     }
-    handshakes.fetch_sub(1, Ordering::Relaxed);
+    handshakes.set(handshakes.get() - 1);
 }
 
 async fn upgrade(
     State(door): State<Door>,
     Path(room): Path<String>,
-    axum::Extension(ConnectInfo(address)): axum::Extension<ConnectInfo<SocketAddr>>,
+    axum::Extension(caller): axum::Extension<Caller>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let limits = &door.limits;
@@ -163,7 +180,7 @@ async fn upgrade(
         .max_frame_size(limits.message_bytes_max)
         .on_upgrade(move |socket| async move {
             // The room's own thread takes it from here; when that is gone, so is the socket.
-            let _ = door.arrivals.send(Arrival { socket, address, room }).await;
+            let _ = door.arrivals.send(Arrival { socket, caller, room }).await;
         })
 }
 
@@ -179,15 +196,17 @@ async fn status(State(door): State<Door>, query: axum::extract::RawQuery) -> Res
     }
 }
 
-async fn admin(
-    State(door): State<Door>,
-    axum::Extension(ConnectInfo(address)): axum::Extension<ConnectInfo<SocketAddr>>,
-    body: Bytes,
-) -> Response {
+async fn admin(State(door): State<Door>, axum::Extension(caller): axum::Extension<Caller>, body: Body) -> Response {
     // The port is for clients; only whoever sits on the machine may reshape the cluster through it.
-    if !address.ip().is_loopback() {
+    if !caller.address.ip().is_loopback() {
         return json(StatusCode::FORBIDDEN, &serde_json::json!({"error": "admin requests are taken from loopback only"}));
     }
+    let body = axum::body::to_bytes(body, door.limits.http_bytes_max);
+    let body = match tokio::time::timeout(Duration::from_millis(door.limits.handshake_ms), body).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": error.to_string()})),
+        Err(_) => return json(StatusCode::REQUEST_TIMEOUT, &serde_json::json!({"error": "the request took too long"})),
+    };
     let request = match serde_json::from_slice::<AdminRequest>(&body) {
         Ok(AdminRequest::Join { .. }) => {
             return json(StatusCode::BAD_REQUEST, &serde_json::json!({"error": "join comes over the mesh"}));
@@ -219,11 +238,17 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
 /// One client, from its first frame to its last: one task that reads whenever there is something to read and writes whenever the
 /// room has something and the socket takes it, so that a client that does not read is still heard.
 async fn serve_link(node: Rc<Node>, port: Rc<Port>, arrival: Arrival) {
-    let Arrival { mut socket, address, room } = arrival;
+    let Arrival { mut socket, caller, room } = arrival;
     let refusal = if room == node.room_name() { None } else { Some(Code::UnknownRoom) };
-    let link = match refusal.map_or_else(|| node.link_opened(address.ip()), Err) {
+    let link = match refusal.map_or_else(|| node.link_opened(caller.address.ip(), caller.accepted), Err) {
         Ok(link) => link,
         Err(code) => {
+            match code {
+                Code::UnknownRoom => node.count("refused_UnknownRoom"),
+                Code::Recovering => node.count("refused_Recovering"),
+                // The room has counted it.
+                _ => {}
+            }
             let refuse = ServerFrame::Refuse { code, retry_after_ms: (code == Code::Recovering).then_some(200) }.encode();
             let goodbye = async {
                 use futures_util::SinkExt;
@@ -234,8 +259,17 @@ async fn serve_link(node: Rc<Node>, port: Rc<Port>, arrival: Arrival) {
             return;
         }
     };
-    let mut conversation =
-        Conversation { node: &node, port: &port, link: &link, socket, out: Vec::new(), sent: 0, closing: false, dirty: false };
+    let mut conversation = Conversation {
+        node: &node,
+        port: &port,
+        link: &link,
+        socket,
+        out: Vec::new(),
+        sent: 0,
+        deaf: false,
+        closing: false,
+        dirty: false,
+    };
     port.wakers.borrow_mut().insert(link.id, Rc::clone(&link.waker));
     std::future::poll_fn(|cx| conversation.poll(cx)).await;
     port.wakers.borrow_mut().remove(&link.id);
@@ -281,6 +315,16 @@ impl LinkWaker {
     }
 }
 
+/// What a client did wrong whose socket cannot be read on; none if the socket itself broke.
+fn violation(error: axum::Error) -> Option<Code> {
+    match error.into_inner().downcast_ref::<tungstenite::Error>()? {
+        tungstenite::Error::Capacity(_) => Some(Code::TooLarge),
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => Some(Code::Malformed),
+        _ => None,
+    }
+}
+
 struct Conversation<'a> {
     node: &'a Rc<Node>,
     port: &'a Port,
@@ -288,6 +332,8 @@ struct Conversation<'a> {
     socket: WebSocket,
     out: Vec<Bytes>,
     sent: usize,
+    /// What comes is not read any more.
+    deaf: bool,
     closing: bool,
     dirty: bool,
 }
@@ -306,7 +352,7 @@ impl Conversation<'_> {
             Poll::Ready(()) => return Poll::Ready(()),
             Poll::Pending => {}
         }
-        if self.closing {
+        if self.closing || self.deaf {
             return Poll::Pending;
         }
         for _ in 0..self.node.limits().frames_per_turn_max {
@@ -317,7 +363,11 @@ impl Conversation<'_> {
                 Poll::Ready(Some(Ok(Message::Close(_))) | None) => return Poll::Ready(()),
                 Poll::Ready(Some(Err(error))) => {
                     debug!(%error, link = ?self.link.id, "link broke");
-                    return Poll::Ready(());
+                    let Some(code) = violation(error) else { return Poll::Ready(()) };
+                    // It may still be told why.
+                    self.deaf = true;
+                    self.node.link_violated(self.link.id, code);
+                    return Poll::Pending;
                 }
                 Poll::Pending => return Poll::Pending,
             }

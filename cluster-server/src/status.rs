@@ -57,6 +57,6 @@ pub struct ServerStatus {
     pub state_hash: Option<String>,
     /// SHA-256 of the session table at `applied`, in hex; only where `?hashes` asked for it.
     pub sessions_hash: Option<String>,
-    /// Entries that this process has refused or dropped, by reason.
+    /// What this process has done and refused since its start: on client links by plain names, on the mesh by `mesh_…`.
     pub counters: std::collections::BTreeMap<String, u64>,
 }

@@ -275,6 +275,14 @@ impl Room {
         }
     }
 
+    /// What came on the link is no message of ours, or is over the limit (`TooLarge`), as its socket already knows: it ends.
+    pub fn handle_violation(&mut self, id: LinkId, code: Code, now: Time) {
+        if self.links.get(id).is_some_and(|link| !matches!(link.phase, Phase::Closing(_))) {
+            self.counters.malformed += 1;
+            let _ = self.close(id, code, None, now);
+        }
+    }
+
     /// The link's socket is gone. Everything that it held is released.
     pub fn handle_disconnected(&mut self, id: LinkId, now: Time) {
         self.release(id, now);

@@ -8,6 +8,7 @@ mod endpoints;
 mod failover;
 mod harness;
 mod here;
+mod hostile;
 mod journals;
 mod peer;
 mod processes;

@@ -45,7 +45,20 @@ impl Peer {
     }
 
     pub async fn say(&mut self, frame: ClientFrame) {
-        self.socket.send(Message::Binary(frame.encode())).await.unwrap();
+        self.send(Message::Binary(frame.encode())).await;
+    }
+
+    /// Sends what need not be a frame; the server may close before it has taken all.
+    pub async fn send(&mut self, message: Message) {
+        let _ = self.socket.send(message).await;
+    }
+
+    /// The TCP connection, to write on past every rule.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        match self.socket.get_mut() {
+            MaybeTlsStream::Plain(stream) => stream,
+            _ => unreachable!("there is no TLS here"),
+        }
     }
 
     /// The next frame; `None` when the server has closed.

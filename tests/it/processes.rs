@@ -14,7 +14,8 @@ use voter_mesh::ids::Seat;
 
 use crate::harness::eventually;
 use command_line::{Interactive, run};
-use fleet::{Fleet, Load, exactly_once, free_ports};
+pub(crate) use fleet::free_ports;
+use fleet::{Fleet, Load, exactly_once};
 
 /// How long a failover may take. Without the torn link as a hint it would be an election timeout, 1 s at least.
 const FAILOVER_MAX: Duration = Duration::from_millis(500);
@@ -119,13 +120,15 @@ async fn the_next_write_is_acknowledged_soon_after_the_leader_was_killed_under_l
     let mut fleet = Fleet::start("log").await;
     let load = Load::start(&fleet, 6).await;
     let mut kills = Vec::new();
+    fleet.linked().await;
     for _ in 0..trials {
         load.more(100).await;
         let leader = fleet.leader().await;
         kills.push(fleet.kill(leader).await);
         load.more(100).await;
         fleet.launch(leader).await;
-        fleet.leader().await;
+        // Whoever came back cannot vote for a server that it has not met.
+        fleet.linked().await;
     }
     let acks = load.finish().await;
     // Of writes proposed before the kill, the answer may have been on its way already.

@@ -137,7 +137,10 @@ impl Core {
                             running.admin_asked(request, AdminWaiter::Newcomer, node.options.limits.admin_ms, now);
                             self.welcome_newcomers();
                         }
-                        (true, _) => link.close("a server without an id may only ask to be let in"),
+                        (true, _) => {
+                            node.count("mesh_messages_refused");
+                            link.close("a server without an id may only ask to be let in");
+                        }
                         (false, _) => {
                             running.admin_asked(request, AdminWaiter::Peer(from, nonce), node.options.limits.admin_ms, now)
                         }
@@ -153,6 +156,7 @@ impl Core {
                     let Some(id) = link.peer().id else { return };
                     if let Err(error) = running.voter.handle_message(id, message, now) {
                         warn!(%id, %error, "message refused");
+                        node.count("mesh_messages_refused");
                         link.close("it sent a message that cannot be");
                     }
                 }

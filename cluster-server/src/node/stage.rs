@@ -238,8 +238,9 @@ fn room_options(node: &Node, id: RaftId, identity: Identity) -> RoomOptions {
         limits: RoomLimits {
             feed,
             message_bytes_max: options.limits.message_bytes_max,
+            handshake_ms: options.limits.handshake_ms,
             activity_ms: liveness_every_ms(options.session_ttl.as_millis() as u64),
-            ..RoomLimits::default()
+            ..options.room_limits
         },
         endpoints: vec![ServerEntry { id, endpoints: options.endpoints.clone() }],
     }

@@ -9,12 +9,13 @@ use voter_mesh::ids::{Epoch, LogIndex, RunIndex, Term};
 use voter_mesh::replica::ReplicaImage;
 
 use super::{Node, Stage};
+use crate::mesh::MeshCounters;
 use crate::status::ServerStatus;
 
 impl Node {
     /// Answers with this server's status; the hashes, where they are asked for, are made elsewhere.
-    pub(super) fn answer_status(self: &Rc<Self>, hashes: bool, answer: oneshot::Sender<ServerStatus>) {
-        let (mut status, image) = self.status(hashes);
+    pub(super) fn answer_status(self: &Rc<Self>, hashes: bool, mesh: &MeshCounters, answer: oneshot::Sender<ServerStatus>) {
+        let (mut status, image) = self.status(hashes, mesh);
         let Some(image) = image else { return drop(answer.send(status)) };
         tokio::task::spawn_local(async move {
             let hashed = tokio::task::spawn_blocking(move || hash(image)).await;
@@ -26,7 +27,7 @@ impl Node {
         });
     }
 
-    fn status(&self, hashes: bool) -> (ServerStatus, Option<ReplicaImage>) {
+    fn status(&self, hashes: bool, mesh: &MeshCounters) -> (ServerStatus, Option<ReplicaImage>) {
         let core = self.core.borrow();
         let (phase, leader) = core.phase();
         let mut status = ServerStatus {
@@ -49,6 +50,27 @@ impl Node {
             sessions_hash: None,
             counters: BTreeMap::new(),
         };
+        let mut count = |name: String, value: u64| *status.counters.entry(name).or_default() += value;
+        for (name, value) in [
+            ("frames_in", mesh.frames_in),
+            ("frames_out", mesh.frames_out),
+            ("bytes_in", mesh.bytes_in),
+            ("bytes_out", mesh.bytes_out),
+            ("sends_refused", mesh.sends_refused),
+            ("frames_dropped", mesh.frames_dropped),
+            ("malformed", mesh.malformed),
+            ("links", mesh.links_up.saturating_sub(mesh.links_torn + mesh.links_closed)),
+            ("links_torn", mesh.links_torn),
+            ("links_closed", mesh.links_closed),
+        ] {
+            count(format!("mesh_{name}"), value);
+        }
+        for (reason, value) in &mesh.handshakes_failed {
+            count(format!("mesh_refused_{reason}"), *value);
+        }
+        for (reason, value) in self.refused.borrow().iter() {
+            count((*reason).to_owned(), *value);
+        }
         let Stage::Running(running) = &core.stage else { return (status, None) };
         let (voter, replica) = (running.voter.status(), &running.replica);
         status.id = Some(voter.id);
@@ -61,9 +83,6 @@ impl Node {
         status.sessions = replica.sessions().len();
         status.configuration = replica.configuration().clone();
         let counters = running.room.counters();
-        let mut count = |name: String, value: u64| {
-            status.counters.insert(name, value);
-        };
         count("admitted".into(), counters.admitted);
         count("malformed".into(), counters.malformed);
         count("unknown_kinds".into(), counters.unknown_kinds);

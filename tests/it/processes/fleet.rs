@@ -222,6 +222,17 @@ impl Fleet {
         .await
     }
 
+    /// Waits until every server is linked with the two others.
+    pub(crate) async fn linked(&self) {
+        eventually("all links", || async {
+            for seat in 1..=3 {
+                self.status(seat).await.filter(|status| status.counters["mesh_links"] == 2)?;
+            }
+            Some(())
+        })
+        .await;
+    }
+
     /// Waits until all servers hold the same entries, state and sessions.
     pub(crate) async fn identical(&self) -> ServerStatus {
         eventually("identical replicas", || async {
