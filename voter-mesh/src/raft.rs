@@ -16,6 +16,7 @@ mod membership;
 mod reads;
 mod storage;
 mod types;
+mod vote;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -32,12 +33,13 @@ pub use self::membership::AdminRefused;
 use self::reads::{Asker, Asking, Rounds};
 use self::storage::Store;
 pub use self::types::*;
+use self::vote::LostVote;
 use crate::configuration::{ConfigPayload, Configuration, Role};
 use crate::entry::{Entries, EntryKind, EntrySpec, entry};
 use crate::ids::{Incarnation, RaftId, ReadId, RunIndex, Seat, Term, Time};
 pub use crate::mesh::links::Disconnect;
 use crate::mesh::message::{AdminRequest, BatchId, ForwardRefusal, Message, ReadRefusal};
-use crate::run::{RUN_BYTES_MAX, Run, Tail};
+use crate::run::{RUN_BYTES_MAX, RUN_HEADER_BYTES, RUN_WHOLE_BYTES_MAX, Run, Tail};
 use crate::snapshot::SnapshotMeta;
 
 /// How far behind the commit index a newcomer may be to be called caught up, in runs.
@@ -46,7 +48,15 @@ const CAUGHT_UP_RUNS: u64 = 256;
 /// Tries of a (pre-)vote after a torn link, while no leader is heard.
 const HINT_TRIES: u32 = 5;
 
+/// Milliseconds for which a candidate that just got this server's vote is given time to say that it leads: until then no rival of it
+/// is encouraged, or one whose own try came a little later would drive the new leader out again.
+const VOTE_REST_MS: u64 = 30;
+
+/// No term is ever above this: the numbers end, and the crate counts on.
+const TERM_MAX: u64 = u64::MAX / 2;
+
 /// Where a batch that waits for sealing came from.
+#[derive(PartialEq, Eq)]
 enum Origin {
     Own(BatchId),
     Peer(RaftId, BatchId),
@@ -62,6 +72,7 @@ struct Hint {
 struct Held {
     write: u64,
     ready: u64,
+    term: Term,
     messages: Vec<RaftMessage>,
     installed: Option<SnapshotMeta>,
 }
@@ -92,11 +103,16 @@ pub struct Voter {
     /// The tail of what was handed out as committed.
     handed: Tail,
     suspect: Option<Tail>,
+    lost_vote: Option<LostVote>,
+    /// The highest term that is durable here.
+    durable_term: Term,
     to_seal: VecDeque<(Origin, Bytes)>,
     to_seal_bytes: usize,
     book: Book,
     asking: Asking,
     rounds: Rounds,
+    /// Who got the last vote, and when.
+    voted: Option<(RaftId, Time)>,
     hint: Option<Hint>,
     hinted_term: u64,
     /// The pre-vote at the start was asked for.
@@ -141,10 +157,18 @@ impl Voter {
             tail,
             snapshot,
             suspect,
+            vote_lost,
         } = recovered;
         let first_recent = recent.first().map_or(tail.run.0 + 1, |run| run.header().run.0);
         if first_recent > applied.run.0 + 1 || applied.run > tail.run || before_first.0 > applied.run {
             return Err(VoterError::State("the runs above the applied one are not all there"));
+        }
+        let connected = recent.windows(2).all(|pair| pair[0].header().tail().continues(pair[1].header()));
+        if !connected || recent.last().is_some_and(|run| run.header().tail() != tail) {
+            return Err(VoterError::State("the recent runs do not end the log"));
+        }
+        if !membership::is_sound(&configuration) {
+            return Err(VoterError::State("the configuration contradicts itself"));
         }
         let commit = commit.max(applied.run).min(tail.run);
         let store = Store::new((term, vote, commit), &configuration, before_first, &terms, recent, tail, snapshot);
@@ -180,11 +204,14 @@ impl Voter {
             configuration_run,
             handed: applied,
             suspect,
+            lost_vote: vote_lost.then(|| LostVote::new(term)),
+            durable_term: term,
             to_seal: VecDeque::new(),
             to_seal_bytes: 0,
             book: Book::default(),
             asking: Asking::new(options.id, options.incarnation),
             rounds: Rounds::default(),
+            voted: None,
             hint: None,
             hinted_term: 0,
             started: false,
@@ -203,7 +230,7 @@ impl Voter {
         };
         voter.take_priority();
         voter.randomise();
-        if voter.configuration.voters() == [voter.options.id] && !voter.configuration.is_joint() {
+        if voter.configuration.voters() == [voter.options.id] && !voter.configuration.is_joint() && voter.may_campaign() {
             // Nobody else could object.
             let _ = voter.raw.campaign();
         }
@@ -218,6 +245,12 @@ impl Voter {
         self.now = now;
         self.peers.insert(peer.id);
         let known = self.incarnations.insert(peer.id, peer.incarnation);
+        if known.is_some_and(|known| known != peer.incarnation) {
+            // What was meant for the process before would be misread: its batches had the same names.
+            self.transmits.retain(|transmit| transmit.to != peer.id);
+            self.forget_batches(peer.id);
+        }
+        self.ask_for_term(peer.id);
         if self.raw.raft.state == StateRole::Leader {
             let last = self.raw.raft.raft_log.last_index();
             if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer.id.0) {
@@ -232,7 +265,7 @@ impl Voter {
             }
         } else if Some(peer.id) == self.leader() {
             // What was under way on the old link is gone.
-            self.book.send_all_again(now);
+            self.book.take_back_unanswered(0, now);
             self.asking.ask_again();
         } else {
             self.campaign_at_start();
@@ -258,8 +291,8 @@ impl Voter {
         self.now = now;
         self.peers.remove(&peer);
         let raft = &mut self.raw.raft;
-        if how == Disconnect::Torn && raft.leader_id == peer.0 && raft.state == StateRole::Follower && self.hinted_term < raft.term
-        {
+        let leads = raft.leader_id == peer.0 && raft.state == StateRole::Follower;
+        if how == Disconnect::Torn && leads && raft.promotable() && self.hinted_term < raft.term {
             self.hinted_term = raft.term;
             // Gives up the lease: others may have our vote at once.
             raft.leader_id = raft::INVALID_ID;
@@ -281,10 +314,15 @@ impl Voter {
         if !self.peers.contains(&from) || from == self.options.id {
             return Err(MessageError::Stranger(from));
         }
+        if let Some(lost) = &mut self.lost_vote {
+            lost.hear(from, &message);
+        }
         match message {
             Message::Forward { batch, entries } => self.forwarded(from, batch, entries),
-            Message::Taken { batch, term, first } => self.book.taken(batch, term, first),
-            Message::Refused { batch, why: ForwardRefusal::Malformed, .. } => self.book.malformed(batch),
+            // A leader that is deposed by now promised what the next one may not keep: that one was asked again.
+            Message::Taken { term, .. } if term.0 < self.raw.raft.term => {}
+            Message::Taken { batch, term, first } => self.book.taken(batch, term, first, &self.handed),
+            Message::Refused { batch, why: ForwardRefusal::Malformed, .. } => self.book.drop_batch(batch),
             Message::Refused { batch, .. } => self.book.refused(batch, now),
             Message::ReadIndex { nonce } => {
                 if self.is_leader() {
@@ -316,7 +354,7 @@ impl Voter {
             self.overloaded = true;
             return Err(ProposeRefused::Overloaded);
         }
-        self.book.add(entries, now);
+        self.book.add(&entries, now);
         Ok(())
     }
 
@@ -428,21 +466,29 @@ impl Voter {
         }
         if meta.identity != self.options.identity
             || !meta.configuration.contains(self.options.id)
+            || !membership::is_sound(&meta.configuration)
             || meta.tail.run == RunIndex::ZERO
+            || !(1..=term.0).contains(&meta.tail.term.0)
         {
             return Err(MessageError::NotOurSnapshot);
         }
-        self.check_term(from, term)?;
-        if self.is_leader() && self.raw.raft.term <= term.0 {
-            return Err(MessageError::SecondLeader(from));
+        self.check_leader(from, term)?;
+        let (store, run) = (self.raw.store(), meta.tail.run);
+        let known = store.term_at(run.0) == meta.tail.term.0;
+        let differs = known && store.chain_after(run.0).is_some_and(|chain| chain != meta.tail.chain);
+        if differs || !known && run.0 == self.raw.raft.raft_log.committed {
+            self.stop(FatalError::Diverged { run });
+            return Err(MessageError::Diverged { run });
         }
+        let pending = |raw: &RawNode<Store>| raw.raft.raft_log.unstable_snapshot().as_ref().map(|known| known.get_metadata().index);
+        let before = pending(&self.raw);
         let mut message = RaftMessage::default();
         message.set_msg_type(MessageType::MsgSnapshot);
         (message.from, message.to, message.term) = (from.0, self.options.id.0, term.0);
         message.set_snapshot(storage::snapshot(&meta));
         self.step(message);
-        let taken = self.raw.raft.raft_log.unstable_snapshot().as_ref().is_some_and(|s| s.get_metadata().index == meta.tail.run.0);
-        if taken {
+        let after = pending(&self.raw);
+        if after != before && after == Some(run.0) {
             self.raw.mut_store().restart(&meta);
             self.handed = meta.tail;
             self.config_pending = None;
@@ -542,7 +588,7 @@ impl Voter {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let hint = self.hint.as_ref().map(|hint| (hint.at, "torn link"));
-        let parked = self.leader().and_then(|_| self.book.next_due()).map(|at| (at, "parked proposals"));
+        let parked = self.destination().and_then(|_| self.book.next_due()).map(|at| (at, "parked proposals"));
         let reads = self.leader().and_then(|_| self.asking.next_due()).map(|at| (at, "reads to ask for again"));
         [Some((self.next_tick, "tick")), hint, parked, reads].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -608,6 +654,40 @@ impl Voter {
         RaftId(self.raw.raft.leader_id).some()
     }
 
+    /// Who takes batches now: the leader, if it can be reached and is not handing over.
+    fn destination(&self) -> Option<RaftId> {
+        let leader = self.leader()?;
+        let takes = if self.is_leader() { !self.is_transferring() } else { self.peers.contains(&leader) };
+        takes.then_some(leader)
+    }
+
+    /// Whether this replica may ask for votes. Not as a standby; not while it lacks what it lost, or may vote twice in the next term;
+    /// not before a snapshot that it took is applied (the crate would look for the runs below it); and where its own vote is enough,
+    /// only when its disk has everything (the crate counts on that at once).
+    fn may_campaign(&self) -> bool {
+        let (raft, log) = (&self.raw.raft, &self.raw.raft.raft_log);
+        raft.promotable()
+            && self.suspect.is_none()
+            && self.lost_vote_through().is_none_or(|term| term.is_some_and(|term| raft.term >= term.0))
+            && log.applied + 1 >= log.first_index()
+            && (!raft.prs().is_singleton() || log.persisted == log.last_index())
+    }
+
+    /// If a vote may be forgotten: the highest term that it may be in, or `None` inside while that is not known.
+    fn lost_vote_through(&self) -> Option<Option<Term>> {
+        let lost = self.lost_vote.as_ref()?;
+        let voters = self.configuration.voters().into_iter().chain(self.configuration.outgoing.iter().copied());
+        let others: Vec<RaftId> = voters.filter(|id| *id != self.options.id).collect();
+        Some(lost.ceiling(&others))
+    }
+
+    /// Asks a peer for its term, if that matters and is not known.
+    fn ask_for_term(&mut self, peer: RaftId) {
+        if self.peers.contains(&peer) && self.lost_vote.as_ref().is_some_and(|lost| !lost.has_heard(peer)) {
+            self.transmit(peer, LostVote::question());
+        }
+    }
+
     fn raft_role(&self) -> RaftRole {
         match self.raw.raft.state {
             StateRole::Leader => RaftRole::Leader,
@@ -627,10 +707,19 @@ impl Voter {
     }
 
     fn tick(&mut self) {
-        self.book.tick(self.now);
+        if !self.is_leader() {
+            // What it gave to itself is not lost.
+            self.book.tick(self.now);
+        }
         self.asking.tick(self.now, self.options.timing.heartbeat_us());
-        if self.suspect.is_none() || self.is_leader() {
+        if self.is_leader() || self.may_campaign() {
             self.raw.tick();
+        } else {
+            // It does not campaign, but a leader that fell silent loses its lease here too.
+            self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.saturating_add(1);
+        }
+        if self.lost_vote.is_some() {
+            self.peers.clone().into_iter().for_each(|peer| self.ask_for_term(peer));
         }
         self.stepped();
         if let Some((_, until)) = self.changing.as_ref().and_then(|changing| changing.transfer)
@@ -642,10 +731,12 @@ impl Voter {
 
     fn take_hint(&mut self) {
         let Some(hint) = self.hint.take() else { return };
-        if self.is_leader() || self.leader().is_some() || self.suspect.is_some() {
+        if self.is_leader() || self.leader().is_some() {
             return;
         }
-        let _ = self.raw.campaign();
+        if self.may_campaign() {
+            let _ = self.raw.campaign();
+        }
         let at = self.next_try();
         self.hint = (hint.tries > 1).then(|| Hint { at, tries: hint.tries - 1 });
     }
@@ -677,7 +768,7 @@ impl Voter {
             self.resign();
         }
         if (before.0, before.2) != (now.0, now.2) {
-            self.book.send_all_again(self.now);
+            self.book.take_back(now.0, self.now);
             self.asking.ask_again();
         }
         let handed_over = self.changing.as_ref().and_then(|changing| changing.transfer);
@@ -750,18 +841,14 @@ impl Voter {
     }
 
     fn drive_book(&mut self) {
-        let Some(leader) = self.leader() else { return };
-        if self.is_leader() {
-            if self.is_transferring() {
-                return;
-            }
+        if let Some(leader) = self.destination() {
             for (batch, entries) in self.book.take_due(self.now) {
-                self.to_seal_bytes += entries.len();
-                self.to_seal.push_back((Origin::Own(batch), entries));
-            }
-        } else if self.peers.contains(&leader) {
-            for (batch, entries) in self.book.take_due(self.now) {
-                self.transmit(leader, Message::Forward { batch, entries });
+                if leader == self.options.id {
+                    self.to_seal_bytes += entries.len();
+                    self.to_seal.push_back((Origin::Own(batch), entries));
+                } else {
+                    self.transmit(leader, Message::Forward { batch, entries });
+                }
             }
         }
         let relieved = self.book.bytes() <= self.options.limits.forward_bytes_max / 2;
@@ -772,7 +859,14 @@ impl Voter {
     }
 
     fn forwarded(&mut self, from: RaftId, batch: BatchId, entries: Bytes) {
-        let refusal = if !self.is_leader() {
+        let origin = Origin::Peer(from, batch);
+        if self.to_seal.iter().any(|(waiting, _)| *waiting == origin) {
+            // Asked again while it waits for room.
+            return;
+        }
+        let refusal = if !may_be_sealed(&entries) {
+            Some(ForwardRefusal::Malformed)
+        } else if !self.is_leader() {
             Some(ForwardRefusal::NotLeader)
         } else if self.is_transferring() {
             Some(ForwardRefusal::Transferring)
@@ -788,9 +882,15 @@ impl Voter {
             }
             None => {
                 self.to_seal_bytes += entries.len();
-                self.to_seal.push_back((Origin::Peer(from, batch), entries));
+                self.to_seal.push_back((origin, entries));
             }
         }
+    }
+
+    /// Drops what waits here for a process that is gone; its clients ask elsewhere.
+    fn forget_batches(&mut self, peer: RaftId) {
+        self.to_seal.retain(|(origin, _)| !matches!(origin, Origin::Peer(from, _) if *from == peer));
+        self.to_seal_bytes = self.to_seal.iter().map(|(_, entries)| entries.len()).sum();
     }
 
     /// Seals all that waits, as few runs as their bound allows.
@@ -803,6 +903,11 @@ impl Voter {
                 }
                 (count, bytes) = (count + 1, bytes + entries.len());
             }
+            let uncommitted = self.raw.raft.uncommitted_size() as u64;
+            if uncommitted > 0 && uncommitted + (RUN_HEADER_BYTES + bytes) as u64 > self.options.limits.uncommitted_bytes_max {
+                // It waits here, and what comes on top is refused.
+                return;
+            }
             let parts: Vec<&[u8]> = self.to_seal.iter().take(count).map(|(_, entries)| entries.as_ref()).collect();
             let term = Term(self.raw.raft.term);
             let run = match self.seal(term, &parts) {
@@ -814,14 +919,13 @@ impl Voter {
             };
             let mut first = run.header().first;
             if !self.append(run, None) {
-                // Too much is uncommitted: it waits here, and what comes on top is refused.
                 return;
             }
             for _ in 0..count {
                 let Some((origin, entries)) = self.to_seal.pop_front() else { break };
                 self.to_seal_bytes -= entries.len();
                 match origin {
-                    Origin::Own(batch) => self.book.taken(batch, term, first),
+                    Origin::Own(batch) => self.book.taken(batch, term, first, &self.handed),
                     Origin::Peer(peer, batch) => self.transmit(peer, Message::Taken { batch, term, first }),
                 }
                 first = first.plus(Entries::verified(&entries).count() as u64);
@@ -833,18 +937,13 @@ impl Voter {
     fn drop_malformed(&mut self, count: usize) {
         let waiting: Vec<_> = self.to_seal.drain(..count.min(self.to_seal.len())).collect();
         for (origin, entries) in waiting.into_iter().rev() {
-            let mut found = 0_usize;
-            let good = Entries::checked(&entries).all(|entry| {
-                found += 1;
-                entry.is_ok_and(|entry| !matches!(entry.header.kind, EntryKind::Config | EntryKind::Noop))
-            });
-            if good && found > 0 && entries.len() <= RUN_BYTES_MAX.max(crate::entry::PAYLOAD_BYTES_MAX) {
+            if may_be_sealed(&entries) && Entries::checked(&entries).all(|entry| entry.is_ok()) {
                 self.to_seal.push_front((origin, entries));
                 continue;
             }
             self.to_seal_bytes -= entries.len();
             match origin {
-                Origin::Own(batch) => self.book.malformed(batch),
+                Origin::Own(batch) => self.book.drop_batch(batch),
                 Origin::Peer(peer, batch) => {
                     let leader = self.leader();
                     self.transmit(peer, Message::Refused { batch, why: ForwardRefusal::Malformed, leader });
@@ -968,7 +1067,8 @@ impl Voter {
             self.raw.mut_store().stable = last.index;
         }
         self.raw.advance_append_async(ready);
-        self.held.push_back(Held { write: self.last_write, ready: number, messages: waiting, installed: install });
+        let term = Term(self.raw.raft.term);
+        self.held.push_back(Held { write: self.last_write, ready: number, term, messages: waiting, installed: install });
         self.release();
         self.committed(&committed);
     }
@@ -982,11 +1082,17 @@ impl Voter {
                 self.send(message);
             }
             self.events.extend(held.installed.map(Event::Installed));
-            let tail = &self.raw.store().tail;
-            if self.suspect.is_some_and(|goal| (tail.term, tail.run) >= (goal.term, goal.run)) {
-                self.suspect = None;
-                self.take_priority();
-            }
+            self.durable_term = self.durable_term.max(held.term);
+        }
+        let persisted = self.raw.raft.raft_log.persisted;
+        let durable = (Term(self.raw.store().term_at(persisted)), RunIndex(persisted));
+        if self.suspect.is_some_and(|goal| durable >= (goal.term, goal.run)) {
+            self.suspect = None;
+            self.take_priority();
+        }
+        if self.lost_vote_through().flatten().is_some_and(|term| self.durable_term > term) {
+            self.lost_vote = None;
+            self.events.push_back(Event::VoteSettled);
         }
     }
 
@@ -1018,8 +1124,16 @@ impl Voter {
             self.config_pending = None;
         }
         let Ok(ConfigPayload { base, configuration }) = ConfigPayload::decode(payload) else { return };
-        if base != self.configuration_run {
-            return;
+        if base != self.configuration_run || !membership::is_sound(&configuration) {
+            return self.end_change(Err("another change came first".into()));
+        }
+        let own = self.options.id;
+        if self.is_leader() && !configuration.voters().contains(&own) && !configuration.outgoing.contains(&own) {
+            // The crate ends the process when its leader is not in its configuration. Who is about to leave hands over before; this
+            // one came to lead when the last step was in the log already.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+            self.stepped();
         }
         if let Some(change) = membership::change(&self.configuration, &configuration)
             && self.raw.apply_conf_change(&change).is_err()
@@ -1046,7 +1160,12 @@ impl Voter {
             return;
         }
         if let Some(next) = membership::left(&self.configuration) {
-            self.configure(&next);
+            if next.voters().contains(&self.options.id) {
+                self.configure(&next);
+            } else {
+                // Who stays finishes the change.
+                self.transfer_away(self.now);
+            }
             return;
         }
         let arrived = self.configuration.seats.iter().find(|(_, record)| {
@@ -1061,7 +1180,7 @@ impl Voter {
     fn caught_up(&self, id: RaftId) -> bool {
         let committed = self.raw.raft.raft_log.committed;
         self.raw.raft.prs().get(id.0).is_some_and(|progress| {
-            progress.recent_active && progress.matched + CAUGHT_UP_RUNS >= committed && progress.matched > 0
+            self.peers.contains(&id) && progress.matched + CAUGHT_UP_RUNS >= committed && progress.matched > 0
         })
     }
 
@@ -1092,7 +1211,7 @@ impl Voter {
             return Err(AdminRefused::Standby(seat));
         }
         let target = member.id;
-        if !self.caught_up(target) || !self.peers.contains(&target) {
+        if !self.caught_up(target) {
             return Err(AdminRefused::Behind(seat));
         }
         self.raw.transfer_leader(target.0);
@@ -1126,14 +1245,20 @@ impl Voter {
             }
             return;
         }
-        match convert::to_ours(message, self.raw.store()) {
-            Some(message) => self.transmit(to, message),
-            None => debug_assert!(false, "the crate said something that has no word of ours"),
+        // None: an append of a leader that was deposed before it was sent, with runs that are overwritten by now.
+        if let Some(message) = convert::to_ours(message, self.raw.store()) {
+            self.transmit(to, message);
         }
     }
 
     fn check_term(&mut self, from: RaftId, term: Term) -> Result<(), MessageError> {
         let own = self.raw.raft.term;
+        if term == Term::ZERO {
+            return Err(MessageError::TermZero);
+        }
+        if term.0 > TERM_MAX {
+            return Err(MessageError::TermJump { own: Term(own), claimed: term });
+        }
         let newcomer = self.raw.store().tail.run == RunIndex::ZERO;
         if newcomer || term.0 <= own.saturating_add(TERM_JUMP_MAX) {
             self.high_terms.remove(&from);
@@ -1163,23 +1288,29 @@ impl Voter {
                 ours.set_msg_type(MessageType::MsgAppend);
                 (ours.term, ours.index, ours.log_term, ours.commit) = (term.0, previous.0, previous_term.0, commit.0);
                 ours.set_entries(runs.iter().map(storage::entry).collect::<Vec<_>>().into());
-                self.take_appended(term, previous, previous_term, runs)?;
-                self.step(ours);
+                let takes = self.takes(term, previous, previous_term);
+                // The crate first: it compares with what stands in the store.
+                let _ = self.raw.step(ours);
+                if takes {
+                    self.take_appended(runs);
+                }
                 if self.raw.raft.raft_log.last_index() != self.raw.store().tail.run.0 {
                     self.stop(FatalError::Sealing { run: self.raw.store().tail.run });
                 }
+                self.stepped();
                 return Ok(());
             }
             Message::AppendReply { term, run, reject, commit } => {
                 self.check_term(from, term)?;
-                if term.0 == own_term && run.0 > last {
+                // A leader that was one before its process restarted may still be answered; it does not listen.
+                if self.is_leader() && term.0 == own_term && run.0 > last {
                     return Err(MessageError::BeyondTheLog { run });
                 }
                 ours.set_msg_type(MessageType::MsgAppendResponse);
                 (ours.term, ours.index, ours.commit) = (term.0, run.0, commit.0);
                 if let Some(hint) = reject {
                     ours.reject = true;
-                    (ours.reject_hint, ours.log_term) = (hint.run.0, hint.term.0);
+                    (ours.reject_hint, ours.log_term) = (hint.run.0.min(last), hint.term.0);
                 }
             }
             Message::Heartbeat { term, commit, round } => {
@@ -1197,26 +1328,31 @@ impl Voter {
             }
             Message::VoteRequest { term, pre, last, last_term, commit, commit_term, priority, transfer } => {
                 self.check_term(from, term)?;
-                if term == Term::ZERO {
-                    return Err(MessageError::TermZero);
-                }
-                if self.suspect.is_some_and(|goal| (last_term, last) < (goal.term, goal.run)) {
-                    // What this replica has lost, the candidate never had: its election could lose what was acknowledged.
-                    let (commit, commit_term) = (RunIndex::ZERO, Term::ZERO);
-                    self.transmit(from, Message::VoteReply { term: Term(own_term), pre, granted: false, commit, commit_term });
-                    return Ok(());
-                }
                 ours.set_msg_type(if pre { MessageType::MsgRequestPreVote } else { MessageType::MsgRequestVote });
                 (ours.term, ours.index, ours.log_term) = (term.0, last.0, last_term.0);
                 (ours.commit, ours.commit_term, ours.priority) = (commit.0, commit_term.0, i64::from(priority));
                 if transfer {
                     ours.context = convert::transfer_context();
                 }
+                // What this replica has lost, the candidate never had: its election could lose what was acknowledged.
+                let lacks = self.suspect.is_some_and(|goal| (last_term, last) < (goal.term, goal.run));
+                let twice = !pre && self.lost_vote_through().is_some_and(|lost| lost.is_none_or(|lost| term <= lost));
+                let rests = pre && self.voted.is_some_and(|(to, at)| to != from && self.now.since_us(at) < VOTE_REST_MS * 1000);
+                if lacks || twice || rests && !transfer {
+                    // To the crate, nobody with an empty log is worth a vote.
+                    (ours.index, ours.log_term) = (0, 0);
+                }
+                self.step(ours);
+                if !pre && self.raw.raft.vote == from.0 && self.leader().is_none() {
+                    self.voted = Some((from, self.now));
+                }
+                return Ok(());
             }
             Message::VoteReply { term, pre, granted, commit, commit_term } => {
                 self.check_term(from, term)?;
-                if term == Term::ZERO {
-                    return Err(MessageError::TermZero);
+                if self.raw.raft.raft_log.persisted < last {
+                    // What this replica asks, it asks when its disk has everything: nobody can have answered.
+                    return Ok(());
                 }
                 let kind = if pre { MessageType::MsgRequestPreVoteResponse } else { MessageType::MsgRequestVoteResponse };
                 ours.set_msg_type(kind);
@@ -1225,7 +1361,7 @@ impl Voter {
             }
             Message::TimeoutNow { term } => {
                 self.check_leader(from, term)?;
-                if self.suspect.is_some() {
+                if !self.may_campaign() {
                     return Ok(());
                 }
                 ours.set_msg_type(MessageType::MsgTimeoutNow);
@@ -1241,9 +1377,6 @@ impl Voter {
     fn check_leader(&mut self, from: RaftId, term: Term) -> Result<(), MessageError> {
         self.check_term(from, term)?;
         let raft = &self.raw.raft;
-        if term == Term::ZERO {
-            return Err(MessageError::TermZero);
-        }
         if term.0 == raft.term
             && (raft.state == StateRole::Leader || (raft.leader_id != raft::INVALID_ID && raft.leader_id != from.0))
         {
@@ -1252,9 +1385,13 @@ impl Voter {
         Ok(())
     }
 
-    /// Whether the runs of an append continue each other and what they follow.
+    /// Whether the runs of an append continue each other and what they follow, and spare what is committed.
     fn accept(&mut self, term: Term, previous: RunIndex, previous_term: Term, runs: &[Run]) -> Result<(), MessageError> {
         let identity = self.options.identity;
+        if previous == RunIndex::ZERO || previous_term == Term::ZERO {
+            // The log begins behind run 1; to the crate, a term of 0 matches every run that is not there.
+            return Err(MessageError::Gap { run: previous });
+        }
         let mut before: Option<Tail> = None;
         for run in runs {
             let header = run.header();
@@ -1265,47 +1402,61 @@ impl Voter {
             }
             before = Some(header.tail());
         }
-        if let Some(first) = runs.first()
-            && self.raw.store().term_at(previous.0) == previous_term.0
-            && self.raw.store().chain_after(previous.0).is_some_and(|chain| chain != first.header().chain_before)
-        {
-            self.stop(FatalError::Diverged { run: first.header().run });
-            return Err(MessageError::Diverged { run: first.header().run });
-        }
-        Ok(())
-    }
-
-    /// Brings this facade's copy of the log where the crate will bring its own when it takes the append.
-    fn take_appended(&mut self, term: Term, previous: RunIndex, previous_term: Term, runs: Vec<Run>) -> Result<(), MessageError> {
-        let committed = self.raw.raft.raft_log.committed;
-        let matches = previous.0 <= self.raw.store().tail.run.0 && self.raw.store().term_at(previous.0) == previous_term.0;
-        if term.0 < self.raw.raft.term || previous.0 < committed || !matches {
+        if !self.takes(term, previous, previous_term) {
             return Ok(());
         }
+        let (store, committed) = (self.raw.store(), self.raw.raft.raft_log.committed);
+        let chain_at = |run: RunIndex, chain| store.chain_after(run.0).is_none_or(|known| known == chain);
+        let parts = runs.first().filter(|first| !chain_at(previous, first.header().chain_before));
+        let differs = parts.or_else(|| {
+            let mut known = runs.iter().take_while(|run| run.header().run <= store.tail.run);
+            let same = |run: &Run| store.term_at(run.header().run.0) == run.header().term.0;
+            known.find(|run| {
+                let header = run.header();
+                if same(run) { !chain_at(header.run, header.chain_after) } else { header.run.0 <= committed }
+            })
+        });
+        match differs.map(|run| run.header().run) {
+            Some(run) => {
+                self.stop(FatalError::Diverged { run });
+                Err(MessageError::Diverged { run })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the crate will take this append into its log.
+    fn takes(&self, term: Term, previous: RunIndex, previous_term: Term) -> bool {
+        let (raft, store) = (&self.raw.raft, self.raw.store());
+        term.0 >= raft.term && previous.0 >= raft.raft_log.committed && store.term_at(previous.0) == previous_term.0
+    }
+
+    /// Brings this facade's copy of the log where the crate has brought its own.
+    fn take_appended(&mut self, runs: Vec<Run>) {
         let handed = self.handed;
         for run in runs {
-            let header = *run.header();
-            if header.run <= self.raw.store().tail.run {
-                if self.raw.store().term_at(header.run.0) == header.term.0 {
-                    if self.raw.store().chain_after(header.run.0).is_some_and(|chain| chain != header.chain_after) {
-                        self.stop(FatalError::Diverged { run: header.run });
-                        return Err(MessageError::Diverged { run: header.run });
-                    }
+            let index = run.header().run;
+            if index <= self.raw.store().tail.run {
+                if self.raw.store().term_at(index.0) == run.header().term.0 {
                     continue;
                 }
-                if header.run.0 <= committed || !self.raw.mut_store().truncate(header.run.0 - 1, handed) {
-                    self.stop(FatalError::Diverged { run: header.run });
-                    return Err(MessageError::Diverged { run: header.run });
+                if !self.raw.mut_store().truncate(index.0 - 1, handed) {
+                    return self.stop(FatalError::Lost { run: index });
                 }
-                if self.config_pending.is_some_and(|pending| pending >= header.run) {
-                    self.config_pending = None;
-                }
+                self.config_pending = self.raw.store().last_config_above(handed.run.0);
             }
             if run.config_payload().is_some() {
-                self.config_pending = Some(header.run);
+                self.config_pending = Some(index);
             }
             self.raw.mut_store().push(run);
         }
-        Ok(())
     }
+}
+
+/// Whether entries from outside may be sealed: no kind that only a leader makes, and no more than a run holds. Their payloads are
+/// checked when they are sealed.
+fn may_be_sealed(entries: &[u8]) -> bool {
+    let fit = !entries.is_empty() && entries.len() + RUN_HEADER_BYTES <= RUN_WHOLE_BYTES_MAX;
+    let made_by_leaders = |kind| matches!(kind, EntryKind::Config | EntryKind::Noop);
+    fit && Entries::verified(entries).all(|entry| entry.is_ok_and(|entry| !made_by_leaders(entry.header.kind)))
 }

@@ -223,6 +223,7 @@ impl Running {
                 }
                 Event::Admin { request, result } => self.admin_ended(&request, &result, links),
                 Event::Overloaded(overloaded) => self.room.handle_overloaded(overloaded || self.stash.is_some()),
+                Event::VoteSettled => self.log.settle_vote(),
                 Event::Fatal(error) => return Err(NodeError::Fatal(error.to_string())),
             }
         }

@@ -160,18 +160,15 @@ fn open(
     let log_options = LogOptions { segment_bytes: options.limits.segment_bytes, ..LogOptions::default() };
     let mut runs = VecDeque::new();
     let mut keep = |run: &Run| runs.push_back(run.clone());
-    let (log, recovered) = match Log::recover(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut keep) {
-        Err(DiskError::NoLog { .. }) => {
-            let log = Log::create(data, identity, id, begin, log_options)?;
-            drop(log);
-            Log::recover(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut keep)?
-        }
-        result => result?,
-    };
-    match recovered.verdict {
-        Verdict::Clean | Verdict::Torn => {}
-        verdict => warn!(?verdict, must_reach = ?recovered.must_reach, "the log lost its end"),
-    }
+    let (mut log, mut recovered) =
+        match Log::recover(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut keep) {
+            Err(DiskError::NoLog { .. }) => {
+                let log = Log::create(data, identity, id, begin, log_options)?;
+                drop(log);
+                Log::recover(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut keep)?
+            }
+            result => result?,
+        };
     let mut room = Room::new(room_options(node, id, identity), (replica.tail().last, replica.tail().chain), now);
     // What is known to be committed is applied at once; the rest when a leader says so.
     let mut recent = Vec::with_capacity(runs.len());
@@ -183,6 +180,25 @@ fn open(
         recent.push(run);
     }
     let applied = if newest.is_some() { *replica.tail() } else { begin };
+    let alone = newest.is_some() && replica.configuration().voters() == [id] && !replica.configuration().is_joint();
+    match recovered.verdict {
+        Verdict::Clean | Verdict::Torn => {}
+        Verdict::Doubtful if alone => {
+            warn!(run = %recovered.tail.run, must_reach = ?recovered.must_reach, "the last batch was incomplete and is cut; it may have been acknowledged");
+            log.accept_end();
+            recovered.must_reach = None;
+        }
+        Verdict::Suspect if alone => {
+            let (end, lost) = (recovered.tail.run, recovered.must_reach.map_or(RunIndex::ZERO, |goal| goal.run));
+            return Err(NodeError::Fatal(format!(
+                "the log ends at run {end} and acknowledged runs up to {lost} are gone; no other server has them, so this one does not start"
+            )));
+        }
+        verdict => warn!(?verdict, must_reach = ?recovered.must_reach, "the log lost its end: following until it is whole again"),
+    }
+    if recovered.vote_lost {
+        warn!("a vote may be forgotten: none is given until all other voters were heard");
+    }
     let voter_options = VoterOptions {
         id,
         incarnation: node.incarnation,
@@ -208,6 +224,7 @@ fn open(
             tail: recovered.tail,
             snapshot: newest,
             suspect: recovered.must_reach,
+            vote_lost: recovered.vote_lost,
         },
         now,
     )

@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use crate::entry::Entries;
 use crate::ids::{LogIndex, Term, Time};
 use crate::mesh::message::BatchId;
-use crate::run::RunHeader;
+use crate::run::{RUN_BYTES_MAX, RunHeader, Tail};
 
 /// How long a forwarded batch may stay unanswered before it is sent again.
 const ANSWER_MS: u64 = 1_000;
@@ -48,7 +49,22 @@ impl Book {
         self.bytes
     }
 
-    pub(super) fn add(&mut self, entries: Bytes, now: Time) {
+    /// Takes laid-out entries, as batches that fit a run each.
+    pub(super) fn add(&mut self, entries: &Bytes, now: Time) {
+        let (mut from, mut to) = (0, 0);
+        for entry in Entries::verified(entries).map_while(Result::ok) {
+            let next = to + entry.bytes.len();
+            if next - from > RUN_BYTES_MAX && to > from {
+                self.add_batch(entries.slice(from..to), now);
+                from = to;
+            }
+            to = next;
+        }
+        // What does not decode goes along: its leader refuses it.
+        self.add_batch(entries.slice(from..), now);
+    }
+
+    fn add_batch(&mut self, entries: Bytes, now: Time) {
         self.next += 1;
         self.bytes += entries.len();
         self.parked.insert(BatchId(self.next));
@@ -79,7 +95,11 @@ impl Book {
         }
     }
 
-    pub(super) fn taken(&mut self, id: BatchId, term: Term, first: LogIndex) {
+    /// A leader has sealed it. `committed`: the end of what is known to be committed, which may cover it already.
+    pub(super) fn taken(&mut self, id: BatchId, term: Term, first: LogIndex, committed: &Tail) {
+        if first <= committed.last && term == committed.term {
+            return self.drop_batch(id);
+        }
         if let Some(batch) = self.batches.get_mut(&id) {
             self.taken.remove(&(batch.first, id));
             self.parked.remove(&id);
@@ -88,12 +108,15 @@ impl Book {
         }
     }
 
+    /// Whoever it was sent to does not seal it now.
     pub(super) fn refused(&mut self, id: BatchId, now: Time) {
-        self.park(id, now.plus_ms(RETRY_MS));
+        if self.batches.get(&id).is_some_and(|batch| matches!(batch.place, Place::Sent(_))) {
+            self.park(id, now.plus_ms(RETRY_MS));
+        }
     }
 
-    /// Its entries do not check: nobody will ever seal it.
-    pub(super) fn malformed(&mut self, id: BatchId) {
+    /// It is committed, or its entries do not check and nobody will ever seal it.
+    pub(super) fn drop_batch(&mut self, id: BatchId) {
         if let Some(batch) = self.batches.remove(&id) {
             self.parked.remove(&id);
             self.taken.remove(&(batch.first, id));
@@ -114,7 +137,16 @@ impl Book {
         }
     }
 
-    /// Another leader, another link to it, or a snapshot that hides what was committed: everything goes to the leader again.
+    /// Another leader or another term: what is not sealed in this term goes to the leader again.
+    pub(super) fn take_back(&mut self, term: Term, now: Time) {
+        for (id, batch) in self.batches.iter_mut().filter(|(_, batch)| batch.place != Place::Taken(term)) {
+            self.taken.remove(&(batch.first, *id));
+            batch.place = Place::Parked(now);
+            self.parked.insert(*id);
+        }
+    }
+
+    /// A snapshot hides what was committed: everything goes to the leader again.
     pub(super) fn send_all_again(&mut self, now: Time) {
         self.taken.clear();
         self.parked = self.batches.keys().copied().collect();
@@ -123,7 +155,12 @@ impl Book {
 
     /// What was given to a leader and not answered in time goes again.
     pub(super) fn tick(&mut self, now: Time) {
-        let late = |batch: &Batch| matches!(batch.place, Place::Sent(at) if now.since_us(at) > ANSWER_MS * 1000);
+        self.take_back_unanswered(ANSWER_MS, now);
+    }
+
+    /// What was given to a leader more than so long ago, and not answered, goes again.
+    pub(super) fn take_back_unanswered(&mut self, for_ms: u64, now: Time) {
+        let late = |batch: &Batch| matches!(batch.place, Place::Sent(at) if now.since_us(at) >= for_ms * 1000);
         for (id, batch) in self.batches.iter_mut().filter(|(_, batch)| late(batch)) {
             batch.place = Place::Parked(now);
             self.parked.insert(*id);

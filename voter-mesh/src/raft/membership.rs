@@ -3,6 +3,8 @@
 //! Changes of voters are joint (Raft §6) and explicit: one entry enters, and whoever leads when that is applied proposes the entry
 //! that leaves. A seat's new life is caught up as a standby first and takes the old life's vote in one joint change.
 
+use std::collections::BTreeSet;
+
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2};
 use thiserror::Error;
 
@@ -35,9 +37,28 @@ pub enum AdminRefused {
     /// No voter would be left.
     #[error("seat {0} has the last vote")]
     LastVoter(Seat),
+    /// An id is never used twice, and this seat has none left.
+    #[error("seat {0} has had as many lives as a seat can have: add another one")]
+    LivesUsedUp(Seat),
     /// A standby cannot lead.
     #[error("the member on seat {0} is a standby and cannot lead")]
     Standby(Seat),
+}
+
+/// Whether raft can hold this configuration: it ends the process over one that contradicts itself.
+pub(super) fn is_sound(configuration: &Configuration) -> bool {
+    let (voters, outgoing) = (configuration.voters(), &configuration.outgoing);
+    let at_home = configuration.seats.iter().all(|(seat, record)| {
+        let mut ids = record.member.iter().chain(&record.incoming).map(|member| member.id);
+        ids.all(|id| id.seat() == *seat && id != RaftId::NONE)
+            && (record.member.is_none()
+                || record.member.as_ref().map(|member| member.id) != record.incoming.as_ref().map(|member| member.id))
+    });
+    let distinct: BTreeSet<RaftId> = outgoing.iter().copied().filter(|id| *id != RaftId::NONE).collect();
+    at_home
+        && (!voters.is_empty() || configuration.seats.is_empty() && outgoing.is_empty())
+        && distinct.len() == outgoing.len()
+        && !configuration.standbys().iter().any(|id| outgoing.contains(id))
 }
 
 /// The configuration that a request asks for; `None` if it holds already. Requests that are no change of configuration give `None`.
@@ -73,10 +94,12 @@ pub(super) fn next(now: &Configuration, request: &AdminRequest) -> Result<Option
         AdminRequest::RemoveSeat { seat } => {
             let Some(record) = next.seats.remove(seat) else { return Ok(None) };
             next.retired.insert(*seat, record.highest_life);
-            if record.member.is_some_and(|member| member.role == Role::Voter) {
-                if next.voters().is_empty() {
-                    return Err(AdminRefused::LastVoter(*seat));
-                }
+            if next.voters().is_empty() {
+                return Err(AdminRefused::LastVoter(*seat));
+            }
+            let votes = record.member.as_ref().is_some_and(|member| member.role == Role::Voter);
+            // Raft takes two changes at once only as a joint one, even of standbys.
+            if votes || record.member.is_some() && record.incoming.is_some() {
                 next.outgoing = now.voters();
             }
         }
@@ -96,7 +119,7 @@ fn join(now: &Configuration, seat: Seat, directory: DirectoryId) -> Result<Optio
         // A life that never arrived goes first: one change at a time.
         return Ok(Some(next));
     }
-    record.highest_life += 1;
+    record.highest_life = record.highest_life.checked_add(1).ok_or(AdminRefused::LivesUsedUp(seat))?;
     let member = Member { id: RaftId::new(seat, record.highest_life), directory, role: Role::Standby };
     if record.member.is_some() {
         record.incoming = Some(member)

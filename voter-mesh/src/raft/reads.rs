@@ -100,7 +100,13 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
+    /// Whoever asks again has forgotten its last question: one waits for each server.
     pub(super) fn ask(&mut self, asker: Asker) {
+        let server = |asker: &Asker| match asker {
+            Asker::Own(nonce) => nonce.server,
+            Asker::Peer(peer, _) => *peer,
+        };
+        self.next.retain(|waiting| server(waiting) != server(&asker));
         self.next.push(asker);
     }
 

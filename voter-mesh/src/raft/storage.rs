@@ -11,6 +11,9 @@ use crate::ids::{Chain, RaftId, RunIndex, Term};
 use crate::run::{Run, Tail};
 use crate::snapshot::SnapshotMeta;
 
+/// Followers for whom old runs are being read, at most; whoever is left out asks again with its next heartbeat.
+const WAITING_MAX: usize = 64;
+
 /// What the crate looked for and did not find.
 #[derive(Default)]
 pub(super) struct Wants {
@@ -254,7 +257,9 @@ impl Storage for Store {
         }
         let mut wants = self.wants.borrow_mut();
         wants.fetch.get_or_insert((low, high.min(window_first) - 1));
-        wants.contexts.push(context);
+        if wants.contexts.len() < WAITING_MAX {
+            wants.contexts.push(context);
+        }
         Err(Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 

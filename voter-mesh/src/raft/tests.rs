@@ -1,1 +1,8 @@
-//! Tests follow.
+//! The facade's acceptance suite: stories in virtual time. Whatever stands behind the facade must pass it.
+
+mod chaos;
+mod cluster;
+mod elections;
+mod membership;
+mod reads;
+mod replication;

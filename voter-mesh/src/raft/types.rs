@@ -125,6 +125,9 @@ pub struct Recovered {
     pub snapshot: Option<SnapshotMeta>,
     /// Where the log must reach before this replica may campaign again, if it lost its end (design §5).
     pub suspect: Option<Tail>,
+    /// A mark was unreadable, and a vote may be forgotten with it: this replica gives no vote that could be its second one, and
+    /// does not campaign, until it has heard all other voters; [`Event::VoteSettled`] says when that is over.
+    pub vote_lost: bool,
 }
 
 /// The other end of a link.
@@ -241,6 +244,8 @@ pub enum Event {
     },
     /// Whether proposals are refused.
     Overloaded(bool),
+    /// With [`Recovered::vote_lost`]: a durable term is above every one in which a forgotten vote could count. Tell the log.
+    VoteSettled,
     /// The server must stop; nothing more comes.
     Fatal(FatalError),
 }
