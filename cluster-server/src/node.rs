@@ -378,7 +378,7 @@ impl Node {
         let now = self.clock.now();
         let mut borrowed = self.core.borrow_mut();
         let core = &mut *borrowed;
-        let mut configured = false;
+        let (mut configured, mut settled) = (false, false);
         let renamed = core.drive_forming(self, now)?;
         if let Stage::Running(running) = &mut core.stage {
             running.pump(self, &core.links, now)?;
@@ -393,12 +393,14 @@ impl Node {
                 }
             }
             configured = std::mem::take(&mut running.configured);
+            settled = !running.replica.configuration().is_joint();
         }
         if configured {
             core.welcome_newcomers();
         }
         drop(borrowed);
-        if configured {
+        // Whom a joint change removes votes until it is left, and may be the one who asked for it.
+        if configured && settled {
             mesh.set_peers(self.peers());
         }
         self.publish();
