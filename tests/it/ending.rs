@@ -12,7 +12,7 @@ use voter_mesh::machine::MachineFactory;
 use voter_mesh::mesh::message::AdminRequest;
 
 use crate::harness::{PATIENCE, eventually};
-use crate::here::{Mortal, client_of, journal, lone_voter, mesh_addresses, shutdown, started, take, url, voters};
+use crate::here::{Mortal, administer, client_of, journal, lone_voter, mesh_addresses, shutdown, started, take, url, voters};
 use crate::proxy::{Flow, Proxy};
 use crate::tally::Tally;
 
@@ -63,7 +63,7 @@ async fn an_attached_session_outlives_a_link_between_servers_that_flaps() {
     }
     let [first, second, _] = &servers[..] else { unreachable!() };
     first.leader_within(PATIENCE).await.unwrap();
-    first.admin(AdminRequest::Transfer { seat: Seat(1) }).await.unwrap();
+    administer(first, AdminRequest::Transfer { seat: Seat(1) }).await;
     eventually("the first leads", || async { (second.status(Seat(2)).await.unwrap().leader?.seat() == Seat(1)).then_some(()) })
         .await;
     let idle = client_of(&second.urls()).state(Tally::default()).connect().await.unwrap();

@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use cluster_client::{Builder, ClusterClient, Committed, CommittedStream, Form, JournalError, Raw, RequestJournal, Status};
 use cluster_server::mesh::MeshSecret;
-use cluster_server::{ServerCluster, ServerClusterBuilder, ServerStatus};
+use cluster_server::{AdminError, ServerCluster, ServerClusterBuilder, ServerStatus};
 use futures_util::StreamExt;
 use voter_mesh::ids::{LogIndex, Seat};
 use voter_mesh::machine::log;
+use voter_mesh::mesh::message::AdminRequest;
 use voter_mesh::raft::Timing;
 
 use crate::harness::{PATIENCE, eventually};
@@ -150,6 +151,18 @@ pub async fn identical(cluster: &ServerCluster) -> ServerStatus {
 /// Waits until the server at `seat` has applied `index`.
 pub async fn applied(cluster: &ServerCluster, seat: Seat, index: LogIndex) {
     eventually("the index applied", || async { (cluster.status(seat).await.unwrap().applied >= index).then_some(()) }).await;
+}
+
+/// An administrator's request, put again while the member that it names has yet to catch up.
+pub async fn administer(cluster: &ServerCluster, request: AdminRequest) {
+    eventually("the member caught up", || async {
+        match cluster.admin(request.clone()).await {
+            Ok(()) => Some(()),
+            Err(AdminError::Refused(why)) if why.contains("caught up") => None,
+            Err(error) => panic!("{request:?}: {error}"),
+        }
+    })
+    .await;
 }
 
 /// A counter of a server's status.

@@ -5,6 +5,7 @@ use cluster_server::ServerLimits;
 use futures_util::future::join_all;
 use voter_mesh::machine::MachineFactory;
 
+use crate::harness::eventually;
 use crate::here::{Mortal, client_of, counter, journal, shutdown, started, take, url, voters};
 use crate::proxy::{Flow, Proxy};
 use crate::tally::Tally;
@@ -43,8 +44,10 @@ async fn dies_and_returns(ring_bytes_max: usize, by_snapshot: bool) {
     proxy.set(Flow::Stalled);
     propose(10..20);
     // Journaled, and therefore handed to the socket or about to be: what the next process must send again.
-    crate::harness::eventually("all in the window", || async {
-        (mortal.client.unanswered().iter().filter(|(_, command)| command.is_some()).count() == 20).then_some(())
+    eventually("all journaled", || async {
+        let journal = std::fs::read(&path).unwrap();
+        let holds = |command: &String| journal.windows(command.len()).any(|window| window == command.as_bytes());
+        commands.iter().all(holds).then_some(())
     })
     .await;
     mortal.kill();

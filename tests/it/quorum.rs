@@ -13,7 +13,9 @@ use voter_mesh::machine::MachineFactory;
 use voter_mesh::mesh::message::AdminRequest;
 
 use crate::harness::eventually;
-use crate::here::{client_of, followers, identical, leader, live, lone_voter, mesh_addresses, shutdown, started, url, voters};
+use crate::here::{
+    administer, client_of, followers, identical, leader, live, lone_voter, mesh_addresses, shutdown, started, url, voters,
+};
 use crate::tally::Tally;
 
 fn tallies(count: u16, directory: &Path) -> cluster_server::ServerClusterBuilder {
@@ -135,7 +137,7 @@ async fn a_voter_is_added_and_the_leader_removed_under_load_and_no_proposal_fail
     let (fourth, anyone) = (Seat(4), &servers[&Seat(1)]);
     let address = addresses[&fourth].clone();
     let add = AdminRequest::AddSeat { seat: fourth, address, priority: 0, failure_domain: String::new() };
-    anyone.admin(add).await.unwrap();
+    administer(anyone, add).await;
     let newcomer = one_of(4, &addresses, directory.path()).await;
     eventually("a standby that follows", || async {
         let status = newcomer.status(fourth).await.unwrap();
@@ -143,14 +145,14 @@ async fn a_voter_is_added_and_the_leader_removed_under_load_and_no_proposal_fail
     })
     .await;
     more("load with a standby").await;
-    anyone.admin(AdminRequest::Promote { seat: fourth }).await.unwrap();
+    administer(anyone, AdminRequest::Promote { seat: fourth }).await;
     eventually("four voters", || async {
         (newcomer.status(fourth).await.unwrap().configuration.voters().len() == 4).then_some(())
     })
     .await;
     servers.insert(fourth, newcomer);
     let old = servers[&Seat(1)].leader().await.unwrap().seat();
-    servers[&old].admin(AdminRequest::RemoveSeat { seat: old }).await.unwrap();
+    administer(&servers[&old], AdminRequest::RemoveSeat { seat: old }).await;
     let survivors: Vec<Seat> = servers.keys().copied().filter(|seat| *seat != old).collect();
     for seat in &survivors {
         eventually("the old leader removed", || async {

@@ -11,7 +11,7 @@ use voter_mesh::machine::MachineFactory;
 use voter_mesh::mesh::message::AdminRequest;
 
 use crate::harness::PATIENCE;
-use crate::here::{client_of, followers, leader, live, shutdown, started, url, urls_from, voters};
+use crate::here::{administer, client_of, followers, leader, live, shutdown, started, url, urls_from, voters};
 use crate::tally::Tally;
 
 async fn three() -> (tempfile::TempDir, ServerCluster) {
@@ -62,8 +62,7 @@ async fn a_linearizable_read_sees_what_was_acknowledged_across_leader_changes() 
         }
         // Handed over: reads under way meet the old leader, the new one, or neither.
         let seat = followers(&cluster).await[0];
-        let (handed_over, ()) = tokio::join!(cluster.admin(AdminRequest::Transfer { seat }), all_see(&clients, written));
-        handed_over.unwrap();
+        let ((), ()) = tokio::join!(administer(&cluster, AdminRequest::Transfer { seat }), all_see(&clients, written));
         all_see(&clients, written).await;
         clients[1].propose(&"write".to_owned()).await.unwrap();
         written += 1;
