@@ -94,10 +94,12 @@ impl RelayPort {
         let limits = Arc::clone(node.limits());
         let (arrivals, mut arrived) = mpsc::channel::<Arrival>(limits.accept_backlog_max);
         let port = Rc::new(Port::default());
-        let (host, node, shared) = (Rc::clone(node), Rc::clone(node), Rc::clone(&port));
-        tokio::task::spawn_local(async move {
-            while let Some(arrival) = arrived.recv().await {
-                tokio::task::spawn_local(serve_link(Rc::clone(&node), Rc::clone(&shared), arrival));
+        tokio::task::spawn_local({
+            let (node, port) = (Rc::clone(node), Rc::clone(&port));
+            async move {
+                while let Some(arrival) = arrived.recv().await {
+                    tokio::task::spawn_local(serve_link(Rc::clone(&node), Rc::clone(&port), arrival));
+                }
             }
         });
         let router = Router::new()
@@ -105,7 +107,7 @@ impl RelayPort {
             .route("/status", get(status))
             .route("/admin", post(admin))
             .with_state(Door { arrivals, asks, limits });
-        let accept = tokio::task::spawn_local(accept_loop(listener, router, host));
+        let accept = tokio::task::spawn_local(accept_loop(listener, router, Rc::clone(node)));
         Ok(Self { address, accept, port })
     }
 

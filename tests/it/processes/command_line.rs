@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -116,6 +117,8 @@ async fn exit_codes_tell_a_script_what_happened() {
     code(&["--help"], 0).await;
     code(&["serve", "--node", "1"], 2).await;
     code(&["kv", "cas", "key", "value"], 2).await;
+    let directory = tempfile::tempdir().unwrap();
+    code(&["serve", "--listen", "0.0.0.0:0", "--data-dir", &directory.path().display().to_string()], 1).await;
     code(&["status", "--endpoint", &nobody], 3).await;
     code(&["kv", "put", "--endpoint", &nobody, "--deadline", "0.3", "key", "value"], 3).await;
 
@@ -150,7 +153,7 @@ async fn exit_codes_tell_a_script_what_happened() {
 async fn serve_without_arguments_serves_keys_and_values() {
     let directory = tempfile::tempdir().unwrap();
     // The one port that is not free to choose: somebody else's server may be there for a while.
-    let server = eventually("port 7400 is free", || async {
+    let mut server = eventually("port 7400 is free", || async {
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         Process::serve(&["serve".to_owned()], directory.path(), log).await.ok()
     })
@@ -162,4 +165,7 @@ async fn serve_without_arguments_serves_keys_and_values() {
     let status = run(&["status", "--json"]).await.json();
     assert_eq!(status["state_machine"], "kv");
     assert!(directory.path().join("quorate-data").is_dir());
+    server.signal(Signal::TERM);
+    let ended = timeout(PATIENCE, server.child.wait()).await.expect("SIGTERM ends it").unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
