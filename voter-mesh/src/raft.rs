@@ -52,8 +52,8 @@ const HINT_TRIES: u32 = 5;
 /// is encouraged, or one whose own try came a little later would drive the new leader out again.
 const VOTE_REST_MS: u64 = 30;
 
-/// No term is ever above this: the numbers end, and the crate counts on.
-const TERM_MAX: u64 = u64::MAX / 2;
+/// No term and no index is ever above this: the numbers end, and the crate counts on.
+const NUMBER_MAX: u64 = u64::MAX / 2;
 
 /// Where a batch that waits for sealing came from.
 #[derive(PartialEq, Eq)]
@@ -467,7 +467,8 @@ impl Voter {
         if meta.identity != self.options.identity
             || !meta.configuration.contains(self.options.id)
             || !membership::is_sound(&meta.configuration)
-            || meta.tail.run == RunIndex::ZERO
+            || !(1..=NUMBER_MAX).contains(&meta.tail.run.0)
+            || meta.tail.last.0 > NUMBER_MAX
             || !(1..=term.0).contains(&meta.tail.term.0)
         {
             return Err(MessageError::NotOurSnapshot);
@@ -1256,7 +1257,7 @@ impl Voter {
         if term == Term::ZERO {
             return Err(MessageError::TermZero);
         }
-        if term.0 > TERM_MAX {
+        if term.0 > NUMBER_MAX {
             return Err(MessageError::TermJump { own: Term(own), claimed: term });
         }
         let newcomer = self.raw.store().tail.run == RunIndex::ZERO;
@@ -1328,6 +1329,10 @@ impl Voter {
             }
             Message::VoteRequest { term, pre, last, last_term, commit, commit_term, priority, transfer } => {
                 self.check_term(from, term)?;
+                if self.raw.store().tail.run == RunIndex::ZERO {
+                    // A newcomer has no vote to give, and the crate cannot say no without a term.
+                    return Ok(());
+                }
                 ours.set_msg_type(if pre { MessageType::MsgRequestPreVote } else { MessageType::MsgRequestVote });
                 (ours.term, ours.index, ours.log_term) = (term.0, last.0, last_term.0);
                 (ours.commit, ours.commit_term, ours.priority) = (commit.0, commit_term.0, i64::from(priority));

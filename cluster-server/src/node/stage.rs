@@ -191,7 +191,7 @@ fn open(
         Verdict::Suspect if alone => {
             let (end, lost) = (recovered.tail.run, recovered.must_reach.map_or(RunIndex::ZERO, |goal| goal.run));
             return Err(NodeError::Fatal(format!(
-                "the log ends at run {end} and acknowledged runs up to {lost} are gone; no other server has them, so this one does not start"
+                "the log ends at run {end} and acknowledged runs up to {lost} are gone; no other voter has them, so this one does not start"
             )));
         }
         verdict => warn!(?verdict, must_reach = ?recovered.must_reach, "the log lost its end: following until it is whole again"),

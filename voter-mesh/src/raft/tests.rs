@@ -4,5 +4,6 @@ mod chaos;
 mod cluster;
 mod elections;
 mod membership;
+mod messages;
 mod reads;
 mod replication;
