@@ -23,7 +23,8 @@ Examples:
   seq 1000 | quorate propose -
 
 The room's state machine must take these bytes: `log` takes any; for `kv`, use `quorate kv`.
-Prints the index, the term, and whether it is a repeat. With --request-id, the lines of stdin take N, N+1, and so on.";
+Prints the index, the term, and whether it is a repeat. With --request-id, the lines of stdin take N, N+1, and so on.
+Stdin is read no further once a command has failed; those under way by then are still reported, in order.";
 
 /// Propose a command, or one per line of stdin
 #[derive(Args)]
@@ -58,7 +59,7 @@ impl Propose {
         let mut lines = BufReader::new(tokio::io::stdin()).split(b'\n');
         let mut ids = self.request_id.map(|first| (first..).map(RequestId));
         let mut waiting = FuturesOrdered::new();
-        let mut worst = Ok(());
+        let mut failed = None;
         let mut more = true;
         while more || !waiting.is_empty() {
             tokio::select! {
@@ -66,21 +67,18 @@ impl Propose {
                     Some(line) => waiting.push_back(one(client, line.into(), ids.as_mut().and_then(Iterator::next))),
                     None => more = false,
                 },
-                Some(done) = waiting.next() => {
-                    if let Err(failure) = self.tell(done) {
-                        if failure.code == Code::Quiet {
-                            return Err(failure);
-                        }
-                        // The others go on; the first failure decides how the command ends, each is told.
-                        failure.report();
-                        if worst.is_ok() {
-                            worst = Err(Failure::new(failure.code, ""));
-                        }
+                Some(done) = waiting.next() => if let Err(failure) = self.tell(done) {
+                    if failure.code == Code::Quiet {
+                        return Err(failure);
                     }
+                    // What is under way is still told, in order; nothing new begins behind a failure.
+                    more = false;
+                    failure.report();
+                    failed.get_or_insert(failure.code);
                 }
             }
         }
-        worst
+        failed.map_or(Ok(()), |code| Err(Failure::new(code, "")))
     }
 
     fn tell(&self, result: Result<Proposed, ProposeError>) -> Result<(), Failure> {

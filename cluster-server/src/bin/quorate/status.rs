@@ -79,6 +79,7 @@ fn role(status: &ServerStatus) -> &'static str {
         Phase::Leading => "leader",
         Phase::Leaderless | Phase::Following => match status.id {
             Some(id) if status.configuration.standbys().contains(&id) => "standby",
+            Some(id) if !status.configuration.contains(id) => "removed",
             _ => "follower",
         },
     }
