@@ -1,0 +1,141 @@
+//! What the crate has ready: messages that may leave, what must be durable first, what is committed.
+
+use super::*;
+
+impl Voter {
+    /// Brings all outputs up to date.
+    pub(super) fn settle(&mut self) {
+        if self.fatal {
+            return;
+        }
+        self.drive_reads();
+        self.drive_book();
+        self.seal_waiting();
+        self.drive_membership();
+        while !self.fatal && self.raw.has_ready() {
+            self.take_ready();
+            self.drive_membership();
+        }
+        self.drive_wants();
+    }
+
+    /// Takes what the crate has ready: what it says, what must become durable, what is committed.
+    pub(super) fn take_ready(&mut self) {
+        let mut ready = self.raw.ready();
+        for message in ready.take_messages() {
+            self.send(message);
+        }
+        for state in ready.take_read_states() {
+            let round = state.request_ctx.as_slice().try_into().map_or(0, u64::from_le_bytes);
+            for asker in self.rounds.confirmed(round) {
+                self.answer_read(asker, Ok(RunIndex(state.index)));
+            }
+        }
+        let waiting = ready.take_persisted_messages();
+        let entries = ready.take_entries();
+        let install = (!ready.snapshot().is_empty()).then(|| self.raw.store().snapshot.clone()).flatten();
+        let committed = ready.take_committed_entries();
+        let number = ready.number();
+        if !entries.is_empty() || install.is_some() || ready.must_sync() {
+            let runs: Option<Vec<Run>> = entries.iter().map(|entry| self.raw.store().run(entry.index).cloned()).collect();
+            let Some(runs) = runs else { return self.stop(FatalError::Lost { run: self.raw.store().tail.run }) };
+            let raft = &self.raw.raft;
+            let write = Write {
+                number,
+                term: Term(raft.term),
+                vote: RaftId(raft.vote),
+                commit: RunIndex(raft.raft_log.committed),
+                writer_term: Term(raft.term),
+                keep_through: entries.first().map(|first| RunIndex(first.index - 1)),
+                runs,
+                install: install.clone(),
+                must_sync: true,
+            };
+            self.last_write = number;
+            self.writes.push_back(write);
+        }
+        if let Some(last) = entries.last() {
+            self.raw.mut_store().stable = last.index;
+        }
+        self.raw.advance_append_async(ready);
+        let term = Term(self.raw.raft.term);
+        self.held.push_back(Held { write: self.last_write, ready: number, term, messages: waiting, installed: install });
+        self.release();
+        self.committed(&committed);
+    }
+
+    /// Lets go of what waited for writes that are durable by now.
+    pub(super) fn release(&mut self) {
+        while self.held.front().is_some_and(|held| held.write <= self.written) {
+            let Some(held) = self.held.pop_front() else { break };
+            self.raw.on_persist_ready(held.ready);
+            for message in held.messages {
+                self.send(message);
+            }
+            self.events.extend(held.installed.map(Event::Installed));
+            self.durable_term = self.durable_term.max(held.term);
+        }
+        let persisted = self.raw.raft.raft_log.persisted;
+        let durable = (Term(self.raw.store().term_at(persisted)), RunIndex(persisted));
+        if self.suspect.is_some_and(|goal| durable >= (goal.term, goal.run)) {
+            self.suspect = None;
+            self.take_priority();
+        }
+        if self.lost_vote_through().flatten().is_some_and(|term| self.durable_term > term) {
+            self.lost_vote = None;
+            self.events.push_back(Event::VoteSettled);
+        }
+    }
+
+    pub(super) fn committed(&mut self, entries: &[raft::eraftpb::Entry]) {
+        let mut runs = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let Some(run) = self.raw.store().run(entry.index).cloned() else {
+                return self.stop(FatalError::Lost { run: RunIndex(entry.index) });
+            };
+            let header = *run.header();
+            if !self.handed.continues(&header) {
+                return self.stop(FatalError::Diverged { run: header.run });
+            }
+            self.handed = header.tail();
+            self.book.committed(&header, self.now);
+            if let Some(payload) = run.config_payload() {
+                self.configured(header.run, payload);
+            }
+            runs.push(run);
+        }
+        if !runs.is_empty() {
+            self.events.push_back(Event::Committed(runs));
+        }
+    }
+
+    pub(super) fn drive_wants(&mut self) {
+        let (fetch, snapshot) = {
+            let mut wants = self.raw.store().wants.borrow_mut();
+            let fetch = wants.fetch.filter(|_| !wants.fetching);
+            wants.fetching |= fetch.is_some();
+            (fetch, std::mem::take(&mut wants.snapshot))
+        };
+        if let Some((first, last)) = fetch {
+            self.events.push_back(Event::Fetch { first: RunIndex(first), last: RunIndex(last) });
+        }
+        if snapshot {
+            self.events.push_back(Event::SnapshotWanted);
+        }
+    }
+
+    /// Sends one of the crate's messages, as ours.
+    pub(super) fn send(&mut self, message: RaftMessage) {
+        let to = RaftId(message.to);
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            if let Some(meta) = self.raw.store().snapshot.clone() {
+                self.events.push_back(Event::SendSnapshot { to, term: Term(message.term), meta });
+            }
+            return;
+        }
+        // None: an append of a leader that was deposed before it was sent, with runs that are overwritten by now.
+        if let Some(message) = convert::to_ours(message, self.raw.store()) {
+            self.transmit(to, message);
+        }
+    }
+}
