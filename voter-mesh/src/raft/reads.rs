@@ -22,7 +22,8 @@ pub(super) struct Asking {
     counter: u64,
     waiting: Vec<ReadId>,
     asked: Vec<ReadId>,
-    outstanding: Option<(ReadNonce, Time)>,
+    /// The question under way, and when it was put; `None`: it is to be put again.
+    outstanding: Option<(ReadNonce, Option<Time>)>,
     not_before: Time,
 }
 
@@ -41,15 +42,19 @@ impl Asking {
         self.asked.retain(|asked| *asked != read);
     }
 
-    /// The next question, if there is something to ask and nothing is being asked.
+    /// The next question, if there is something to ask and nothing is being asked; or the last one, if it is to be put again.
     pub(super) fn question(&mut self, now: Time) -> Option<ReadNonce> {
+        if let Some((nonce, put @ None)) = &mut self.outstanding {
+            *put = Some(now);
+            return Some(*nonce);
+        }
         if self.outstanding.is_some() || self.waiting.is_empty() || now < self.not_before {
             return None;
         }
         self.counter += 1;
         let nonce = ReadNonce { server: self.server, incarnation: self.incarnation, counter: self.counter };
         self.asked = std::mem::take(&mut self.waiting);
-        self.outstanding = Some((nonce, now));
+        self.outstanding = Some((nonce, Some(now)));
         Some(nonce)
     }
 
@@ -71,17 +76,22 @@ impl Asking {
         }
     }
 
-    /// Another leader, or no answer for too long: ask anew.
+    /// Another leader, or no answer for too long: put the same question again. Whoever answers it was the leader after it was first
+    /// put, so a late answer is as good; a question with a new name each time would never be answered where every round takes
+    /// longer than the patience.
     pub(super) fn ask_again(&mut self) {
-        if let Some((nonce, _)) = self.outstanding {
-            self.refused(nonce, Time::default());
+        if self.asked.is_empty() {
+            self.outstanding = None;
+        }
+        if let Some((_, put)) = &mut self.outstanding {
+            *put = None;
         }
         self.not_before = Time::default();
     }
 
-    /// Asks anew if an answer has not come within `patience_us`.
+    /// Asks again if an answer has not come within `patience_us`.
     pub(super) fn tick(&mut self, now: Time, patience_us: u64) {
-        if self.outstanding.is_some_and(|(_, at)| now.since_us(at) >= patience_us) {
+        if matches!(self.outstanding, Some((_, Some(at))) if now.since_us(at) >= patience_us) {
             self.ask_again();
         }
     }
@@ -100,8 +110,11 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
-    /// Whoever asks again has forgotten its last question: one waits for each server.
+    /// One question waits for each server, its last one. A round that is under way for it already is its answer.
     pub(super) fn ask(&mut self, asker: Asker) {
+        if self.running.contains(&asker) {
+            return;
+        }
         let server = |asker: &Asker| match asker {
             Asker::Own(nonce) => nonce.server,
             Asker::Peer(peer, _) => *peer,

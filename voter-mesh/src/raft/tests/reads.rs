@@ -1,7 +1,7 @@
 //! Linearizable reads: the cluster checks of each answer that it covers all that was committed when the read began.
 
 use super::super::*;
-use super::cluster::{Cluster, id};
+use super::cluster::{Cluster, WorldOptions, id};
 
 #[test]
 fn reads_from_every_server_are_answered() {
@@ -95,4 +95,14 @@ fn a_cancelled_read_is_not_answered() {
     cluster.voter(leader).cancel_read(ReadId(1));
     cluster.run_ms(500);
     assert!(cluster.answers.is_empty());
+}
+
+#[test]
+fn reads_are_answered_where_every_round_takes_longer_than_a_heartbeat() {
+    let options = WorldOptions { net_us: (130_000, 160_000), ..WorldOptions::default() };
+    let mut cluster = Cluster::with(3, 5, options);
+    cluster.lead();
+    cluster.converge();
+    (1..=3).for_each(|seat| cluster.read(id(seat), u64::from(seat)));
+    assert!(cluster.run_until(2_000, |cluster| cluster.answers.len() == 3), "{:?}", cluster.answers);
 }
