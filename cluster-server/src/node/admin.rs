@@ -89,7 +89,8 @@ impl Running {
                         send(links, leader, Message::Admin { nonce: ask.nonce, request: ask.request.clone() });
                     }
                 }
-                Err(AdminRefused::Busy) => {}
+                // Both pass by themselves: it is put to this leader again until its deadline.
+                Err(AdminRefused::Busy | AdminRefused::Behind(_)) => {}
                 Err(refused) => {
                     number -= 1;
                     let ask = self.admin.swap_remove(number);

@@ -63,6 +63,8 @@ pub(super) struct Running {
     pub(super) imaging: bool,
     /// The configuration has changed since the owner last looked.
     pub(super) configured: bool,
+    /// A report of sessions was lost.
+    report_again: bool,
 }
 
 /// The parts of a [`Running`] that differ from one start to the next.
@@ -104,6 +106,7 @@ impl Running {
             taking: None,
             imaging: false,
             configured: true,
+            report_again: false,
         }
     }
 
@@ -119,6 +122,9 @@ impl Running {
         if now >= self.next_liveness {
             self.next_liveness = now.plus_ms(self.liveness_every_ms);
             self.end_sessions(now);
+            if std::mem::take(&mut self.report_again) {
+                self.room.report_all_sessions();
+            }
         }
         self.drive_admin(links, now);
         let mut budget = node.options.limits.apply_bytes_max;
@@ -294,7 +300,8 @@ impl Running {
     fn report(&mut self, attached: Vec<SessionId>, detached: Vec<SessionId>, links: &BTreeMap<Seat, Link>, now: Time) {
         match (self.role, self.leader) {
             (RaftRole::Leader, Some(own)) => self.liveness.report(own, &attached, &detached, now),
-            (_, Some(leader)) => send(links, leader, Message::SessionActivity { attached, detached }),
+            // What the link does not take is told again with everything else.
+            (_, Some(leader)) => self.report_again |= !send(links, leader, Message::SessionActivity { attached, detached }),
             // Everything is reported to the next leader anyway.
             (_, None) => {}
         }
@@ -322,14 +329,14 @@ impl Running {
     }
 }
 
-/// Sends to a peer if there is a link to this very life of it. Lost messages are raft's to repeat.
-pub(super) fn send(links: &BTreeMap<Seat, Link>, to: RaftId, message: Message) {
+/// Sends to a peer if there is a link to this very life of it; whether the link took it. Lost messages are raft's to repeat.
+pub(super) fn send(links: &BTreeMap<Seat, Link>, to: RaftId, message: Message) -> bool {
     let link = links.get(&to.seat()).filter(|link| link.peer().id == Some(to));
-    if let Some(link) = link
-        && link.send(MeshMessage::Raft(message)).is_err()
-    {
-        debug!(%to, "link is full: message dropped");
+    let sent = link.is_some_and(|link| link.send(MeshMessage::Raft(message)).is_ok());
+    if !sent {
+        debug!(%to, "no link, or a full one: message dropped");
     }
+    sent
 }
 
 fn batch(write: Write) -> Batch {

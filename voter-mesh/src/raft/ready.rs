@@ -31,7 +31,15 @@ impl Voter {
                 self.answer_read(asker, Ok(RunIndex(state.index)));
             }
         }
-        let waiting = ready.take_persisted_messages();
+        // That a heartbeat was heard promises nothing but the term: where that is durable, the answer need not wait for the disk,
+        // and a slow disk is not taken for a dead server.
+        let durable_term = self.durable_term.0;
+        let prompt =
+            |message: &RaftMessage| message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term == durable_term;
+        let (prompt, waiting): (Vec<_>, Vec<_>) = ready.take_persisted_messages().into_iter().partition(prompt);
+        for message in prompt {
+            self.send(message);
+        }
         let entries = ready.take_entries();
         let install = (!ready.snapshot().is_empty()).then(|| self.raw.store().snapshot.clone()).flatten();
         let committed = ready.take_committed_entries();
