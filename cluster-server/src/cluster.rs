@@ -18,7 +18,6 @@ use voter_mesh::mesh::message::AdminRequest;
 use voter_mesh::raft::{Timing, VoterLimits};
 use voter_mesh::replica::ReplicaLimits;
 
-use crate::disk::DiskError;
 use crate::limits::ServerLimits;
 use crate::mesh::MeshSecret;
 use crate::node::{self, Control, NodeOptions, NodeView};
@@ -76,10 +75,8 @@ pub enum StartError {
     /// The room's name cannot stand in a URL path.
     #[error("room name {0:?}: 1 to 64 of a-z, A-Z, 0-9, '-', '_' and '.' are possible")]
     Room(String),
-    /// The data directory cannot be used.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// The voter's thread ended before it was ready; the reason is in words because it can be anything that stops a server.
+    /// The voter ended before it was ready: its directory is in use or cannot be read, or a socket failed. The reason is in words
+    /// because it can be anything that stops a server.
     #[error("seat {seat} stopped at its start: {why}")]
     Stopped {
         /// Which voter.
