@@ -245,6 +245,33 @@ fn a_server_that_restarts_in_a_joint_configuration_goes_on_in_it() {
 }
 
 #[test]
+fn a_change_that_was_overwritten_blocks_no_later_one() {
+    let mut cluster = Cluster::new(5, 6);
+    let old = cluster.lead();
+    let friend = cluster.follower();
+    cluster.converge();
+    cluster.run_ms(50);
+    let others: Vec<_> = (1..=5).map(id).filter(|other| *other != old && *other != friend).collect();
+    others.iter().for_each(|other| cluster.deafen(old, *other));
+    assert_eq!(cluster.ask(old, add(6)), Ok(AdminProgress::Started));
+    cluster.run_ms(10);
+    assert!(cluster.status(friend).last > cluster.status(others[0]).last, "two of five have it");
+    cluster.sever(friend, old);
+    others.iter().for_each(|other| cluster.sever(friend, *other));
+    cluster.isolate(old);
+    assert!(cluster.run_until(5_000, |cluster| cluster.leader().is_some_and(|leader| others.contains(&leader))));
+    cluster.run_ms(2_500);
+    cluster.heal();
+    cluster.converge();
+    // Who had it in its log leads now.
+    cluster.administer(&AdminRequest::Transfer { seat: friend.seat() });
+    assert!(cluster.run_until(3_000, |cluster| cluster.leader() == Some(friend)));
+    cluster.administer(&add(7));
+    cluster.converge();
+    assert!(!cluster.servers[&friend].configuration.seats.contains_key(&Seat(6)));
+}
+
+#[test]
 fn requests_that_hold_already_or_cannot_be_are_said_so() {
     let mut cluster = Cluster::new(3, 4);
     let leader = cluster.lead();

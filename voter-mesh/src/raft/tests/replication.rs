@@ -82,6 +82,10 @@ fn a_follower_that_lost_what_it_never_synced_heals() {
     disk.runs.clear();
     disk.commit = disk.before.run;
     cluster.start(lost);
+    // Not for a moment does the leader count on what its last life had acknowledged.
+    let counts = |cluster: &Cluster| cluster.status(leader).peers[&lost].matched > cluster.servers[&lost].disk.tail().run;
+    assert!(cluster.run_until(5, |cluster| cluster.status(leader).peers[&lost].matched == RunIndex::ZERO));
+    assert!(!cluster.run_until(20, counts));
     cluster.propose(leader, 50);
     cluster.converge();
     assert_eq!(cluster.leader(), Some(leader));
@@ -174,6 +178,35 @@ fn a_conflicting_append_that_comes_before_the_first_was_drained_is_written_whole
     cluster.run_until(50, |cluster| cluster.servers[&third].disk.tail() == new.tail);
     let held = &cluster.servers[&third].disk.runs;
     assert_eq!(&held[held.len() - 4..], &theirs[..], "and none of them is missing on the disk");
+}
+
+#[test]
+fn a_suspect_replica_is_whole_when_what_it_lost_is_durable_and_not_before() {
+    let mut cluster = Cluster::new(3, 2);
+    let (leader, lost) = (cluster.lead(), cluster.follower());
+    cluster.converge();
+    cluster.crash(lost, false);
+    let mut next =
+        Leader { tail: cluster.servers[&lost].disk.tail(), term: cluster.status(leader).term, clock: cluster.now.unix_ms };
+    let before = next.tail;
+    let runs: Vec<Run> = (1..=2).map(|n| next.seal(&[open(n)])).collect();
+    cluster.servers.get_mut(&lost).unwrap().disk.suspect = Some(next.tail);
+    cluster.start(lost);
+    let now = cluster.now;
+    let term = next.term;
+    let voter = cluster.voter(lost);
+    voter.handle_connected(Peer { id: leader, incarnation: Incarnation(1) }, now);
+    let mut written = Vec::new();
+    for (run, previous) in runs.iter().zip([before, runs[0].header().tail()]) {
+        let (previous, previous_term, runs) = (previous.run, previous.term, vec![run.clone()]);
+        let commit = RunIndex::ZERO;
+        voter.handle_message(leader, Message::Append { term, previous, previous_term, commit, runs }, now).unwrap();
+        written.extend(std::iter::from_fn(|| voter.poll_write()).last());
+    }
+    voter.handle_written(Ok(Written { number: written[0].number }), now);
+    assert!(voter.status().suspect, "the last run is on its way to the disk");
+    voter.handle_written(Ok(Written { number: written[1].number }), now);
+    assert!(!voter.status().suspect);
 }
 
 #[test]
