@@ -134,17 +134,27 @@ async fn exit_codes_tell_a_script_what_happened() {
     // Bytes that are no command of `kv` are judged, and told.
     code(&[&["propose", "nonsense"], &at[..], &["10"]].concat(), 1).await;
 
-    let mut writer = Interactive::start(&[&["propose", "-", "--json"], &at[..], &["1"]].concat());
-    writer.say("nonsense").await;
-    assert_eq!(writer.hear().await["code"], 1);
     fleet.freeze(2);
     fleet.freeze(3);
-    // No session can be opened without a quorum: certainly nothing happened. Under an open one, nobody knows.
+    // No session can be opened without a quorum: certainly nothing happened.
     code(&[&["kv", "put", "key", "lost"], &at[..], &["0.5"]].concat(), 3).await;
-    writer.say("nonsense").await;
+    fleet.thaw(2);
+    fleet.thaw(3);
+}
+
+#[tokio::test]
+async fn a_command_that_may_or_may_not_have_happened_has_an_exit_code_of_its_own() {
+    let fleet = Fleet::start("log").await;
+    let entry = fleet.url(1);
+    let mut writer = Interactive::start(&["propose", "-", "--json", "--endpoint", &entry, "--deadline", "1"]);
+    writer.say("first").await;
+    assert!(writer.hear().await["index"].is_u64());
+    fleet.freeze(2);
+    fleet.freeze(3);
+    // The session is open: without a quorum nobody knows what becomes of the next one.
+    writer.say("second").await;
     assert_eq!(writer.hear().await["code"], 4);
-    // The first failure decides.
-    assert_eq!(writer.finish().await, 1);
+    assert_eq!(writer.finish().await, 4);
     fleet.thaw(2);
     fleet.thaw(3);
 }
