@@ -67,20 +67,16 @@ pub(super) struct Running {
     report_again: bool,
 }
 
-/// The parts of a [`Running`] that differ from one start to the next.
-pub(super) struct Parts {
-    pub(super) voter: Voter,
-    pub(super) replica: Replica,
-    pub(super) room: Room,
-    pub(super) log: LogWriter,
-    pub(super) reader: LogReader,
-    pub(super) snapshots: Arc<SnapshotStore>,
-    pub(super) written: WrittenSlot,
-}
-
 impl Running {
-    pub(super) fn new(parts: Parts, session_ttl_ms: u64, now: Time) -> Self {
-        let Parts { voter, replica, room, log, reader, snapshots, written } = parts;
+    /// A replica that was recovered, and what it works with from now on.
+    pub(super) fn new(
+        (voter, replica, room): (Voter, Replica, Room),
+        (log, written): (LogWriter, WrittenSlot),
+        reader: LogReader,
+        snapshots: Arc<SnapshotStore>,
+        session_ttl_ms: u64,
+        now: Time,
+    ) -> Self {
         let liveness_every_ms = liveness_every_ms(session_ttl_ms);
         Self {
             voter,

@@ -17,7 +17,7 @@ use voter_mesh::raft::{Recovered, Voter, VoterOptions};
 use voter_mesh::replica::Replica;
 use voter_mesh::run::Run;
 
-use super::running::{Parts, Running, liveness_every_ms};
+use super::running::{Running, liveness_every_ms};
 use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, jobs, random_u64};
 use crate::disk::{DataDir, DiskError, Log, LogOptions, LogWriter, NodeRecord, SnapshotStore, WriterLimits};
 use crate::mesh::MeshMessage;
@@ -240,8 +240,8 @@ fn open(
         slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push_back(event);
         wake.notify_one();
     })?;
-    let parts = Parts { voter, replica, room, log, reader, snapshots, written };
-    Ok(Running::new(parts, options.session_ttl.as_millis() as u64, now))
+    let session_ttl_ms = options.session_ttl.as_millis() as u64;
+    Ok(Running::new((voter, replica, room), (log, written), reader, snapshots, session_ttl_ms, now))
 }
 
 fn room_options(node: &Node, id: RaftId, identity: Identity) -> RoomOptions {
