@@ -11,14 +11,22 @@
 //! * [`Mark`] is the hard state. It is written in the same pass and under the same sync as the records that it names, into the slot
 //!   that the mark before it does not occupy; the newest segment holds it.
 //! * [`step`] walks records: the log ends at the first one that does not continue it.
+//! * [`Hole`] is what cannot be read with something good behind it; [`Filling`] gets the missing runs from peers, and [`DamagePolicy`]
+//!   says whether it should.
 //! * [`judge`] compares that end with the mark; [`Mark::admit`] fences writers out whose term has passed.
 
+mod filling;
 mod header;
+mod holes;
 mod mark;
+mod policy;
 mod rules;
 
+pub use filling::{FetchRuns, FillLimits, Filled, Filling, NoRuns};
 pub use header::{LOG_FORMAT_VERSION, SegmentError, SegmentHeader, SegmentKind};
+pub use holes::{FarSide, Hole, find_run};
 pub use mark::{Mark, MarkSlots, NoMark};
+pub use policy::{DamagePolicy, Decision, Findings, decide};
 pub use rules::{Fenced, Intent, Step, Verdict, empty_tail, judge, reaches, step};
 
 use crate::entry::{u32_at, u64_at};

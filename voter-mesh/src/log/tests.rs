@@ -162,3 +162,26 @@ fn a_walk_takes_what_continues_and_stops_at_everything_else() {
         assert_eq!(step(&end, &IDENTITY, &mut flipped.into()), Step::End { torn: true }, "bit {bit}");
     }
 }
+
+#[test]
+fn a_run_is_found_behind_damage_and_none_that_cannot_stand_there() {
+    let mut leader = crate::testing::Leader::new();
+    let runs: Vec<Run> = (0..6).map(|n| leader.seal(&[crate::testing::open(n)])).collect();
+    let after = runs[0].header().tail();
+    let mut bytes = vec![0xa5; 333];
+    // An older run that a recycled file left, and the one that would continue, do not stand behind a hole.
+    for run in [&runs[0], &runs[1], &runs[3], &runs[4]] {
+        bytes.extend_from_slice(run.bytes());
+    }
+    let (one, at) = (runs[3].bytes().len(), 333 + runs[0].bytes().len() + runs[1].bytes().len());
+    let through = RunIndex(7);
+    let find = |bytes: &[u8], at_end| find_run(&after, through, &IDENTITY, &Bytes::copy_from_slice(bytes), at_end);
+    assert_eq!(find(&bytes, true), Ok((at, runs[3].clone())));
+    assert_eq!(find(&bytes[..at + one - 1], false), Err(at), "read on from there");
+    assert_eq!(find(&bytes[..at + one - 1], true), Err(at + one - 1 - 63));
+    bytes[at + 70] ^= 1;
+    assert_eq!(find(&bytes, true), Ok((at + one, runs[4].clone())), "a damaged one is no far side");
+    assert_eq!(find_run(&after, RunIndex(5), &IDENTITY, &bytes.clone().into(), true), Err(bytes.len() - 63), "none of the log");
+    let elsewhere = Identity { epoch: Epoch(2), ..IDENTITY };
+    assert!(find_run(&after, through, &elsewhere, &bytes.into(), true).is_err());
+}

@@ -1,15 +1,20 @@
-//! Snapshots between servers, on the `bulk` connection of a link: frames and credit.
+//! Snapshots and old runs between servers, on the `bulk` connection of a link: frames and credit.
 //!
 //! `Begin` → `Accept {credit}` or `Refuse`; then `Chunk`s, in order, never more bytes than the credit that is left; the receiver
 //! gives `Credit` as it consumes them; `End` → `Done`, when the whole is verified and durable, or `Refuse`. `Abort` takes a `Begin`
 //! back. One transfer at a time in each direction; every frame names its transfer, so that what is late is recognised. The
 //! receiver's memory is bounded by [`CREDIT_BYTES`], whatever the snapshot's size.
+//!
+//! `FetchRuns` → `Runs` or `NoRuns`, one question at a time in each direction, for what a server finds damaged in its log. An answer
+//! holds the first runs that were asked for, at least one, and about [`RUNS_BYTES_MAX`] at most.
 
 use bytes::{BufMut, Bytes};
 use thiserror::Error;
 
 use super::codec::{self, CodecError, Fields, kind};
-use crate::ids::Term;
+use crate::ids::{RunIndex, Term};
+use crate::log::NoRuns;
+use crate::run::Run;
 use crate::snapshot::SnapshotMeta;
 
 /// Bytes of one chunk.
@@ -20,6 +25,9 @@ pub const CREDIT_BYTES: u64 = 1 << 20;
 
 /// A receiver gives credit back in portions of this size: a frame for every few chunks, and the sender never runs dry.
 const CREDIT_PORTION_BYTES: u64 = 256 << 10;
+
+/// Bytes of the runs in one answer; one larger run alone is allowed.
+pub const RUNS_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes of a refusal's reason; longer ones are cut.
 const REASON_BYTES_MAX: usize = 512;
@@ -58,6 +66,12 @@ pub enum BulkFrame {
     Refuse(TransferId, String),
     /// The sender gives up. Head: transfer u32.
     Abort(TransferId),
+    /// A question for the runs from the first to the last of these. Head: question u32; first, last: u64.
+    FetchRuns(TransferId, RunIndex, RunIndex),
+    /// Runs that were asked for. Head: question u32; tail: them.
+    Runs(TransferId, Vec<Run>),
+    /// There are none. Head: question u32; first u64 (0 unless trimmed); why u8 (0 trimmed, 1 absent, 2 not yet).
+    NoRuns(TransferId, NoRuns),
 }
 
 impl BulkFrame {
@@ -89,6 +103,32 @@ impl BulkFrame {
                 (codec::cbor_frame(kind::SNAPSHOT_REFUSE, &(transfer.0, &reason[..cut]))?, None)
             }
             Self::Abort(transfer) => (short(kind::SNAPSHOT_ABORT, transfer)?, None),
+            Self::FetchRuns(question, first, last) => {
+                let head = codec::frame(kind::FETCH_RUNS, 0, |head| {
+                    head.put_u32_le(question.0);
+                    head.put_u64_le(first.0);
+                    head.put_u64_le(last.0);
+                })?;
+                (head, None)
+            }
+            Self::Runs(question, runs) => {
+                let tail_bytes = runs.iter().map(|run| run.bytes().len()).sum();
+                let head = codec::frame(kind::RUNS, tail_bytes, |head| head.put_u32_le(question.0))?;
+                return codec::append(head, tail_bytes, runs, to);
+            }
+            Self::NoRuns(question, why) => {
+                let (first, why) = match why {
+                    NoRuns::Trimmed { first } => (first.0, 0),
+                    NoRuns::Absent => (0, 1),
+                    NoRuns::NotYet => (0, 2),
+                };
+                let head = codec::frame(kind::NO_RUNS, 0, |head| {
+                    head.put_u32_le(question.0);
+                    head.put_u64_le(first);
+                    head.put_u8(why);
+                })?;
+                (head, None)
+            }
         };
         let bytes = head.len() + tail.as_ref().map_or(0, Bytes::len);
         to.extend([head.freeze()].into_iter().chain(tail));
@@ -122,6 +162,24 @@ impl BulkFrame {
                 Self::Refuse(TransferId(transfer), reason)
             }
             kind::SNAPSHOT_ABORT => Self::Abort(TransferId(fields.u32()?)),
+            kind::FETCH_RUNS => Self::FetchRuns(TransferId(fields.u32()?), RunIndex(fields.u64()?), RunIndex(fields.u64()?)),
+            kind::RUNS => {
+                let (question, mut runs) = (TransferId(fields.u32()?), Vec::new());
+                while !tail.is_empty() {
+                    runs.push(Run::split_from(&mut tail)?);
+                }
+                Self::Runs(question, runs)
+            }
+            kind::NO_RUNS => {
+                let (question, first) = (TransferId(fields.u32()?), RunIndex(fields.u64()?));
+                let why = match (fields.u8()?, first) {
+                    (0, first) => NoRuns::Trimmed { first },
+                    (1, RunIndex::ZERO) => NoRuns::Absent,
+                    (2, RunIndex::ZERO) => NoRuns::NotYet,
+                    _ => return Err(CodecError::Field("no runs")),
+                };
+                Self::NoRuns(question, why)
+            }
             unknown => return Err(CodecError::Kind(unknown)),
         };
         fields.finish(&tail)?;

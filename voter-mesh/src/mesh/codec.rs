@@ -20,14 +20,14 @@
 //! | 7 | `TimeoutNow` | term u64 | |
 //! | 8 | `Forward` | batch u64 | entries |
 //! | 9 | `Taken` | batch, term, first: u64 | |
-//! | 10 | `Refused` | batch u64; why u8; leader u64 (0: unknown) | |
+//! | 10 | `Refused` | batch, leader (0: unknown): u64; why u8 (0 not leader, 1 overloaded, 2 transferring, 3 malformed, 4 recovering) | |
 //! | 11 | `ReadIndex` | server, incarnation, counter: u64 | |
-//! | 12 | `ReadAnswer` | server, incarnation, counter, run: u64; answer u8 (0 run, 1 not leader, 2 not ready) | |
+//! | 12 | `ReadAnswer` | server, incarnation, counter, run: u64; answer u8 (0 run, 1 not leader, 2 not ready, 3 recovering) | |
 //! | 13 | `SessionActivity` | attached count u32 | session ids u64: attached, then detached |
 //! | 14, 15 | `Admin`, `AdminReply` | CBOR [nonce, request or result] | |
 //! | 16 | [`FormMessage`] | CBOR | |
 //! | 17, 18 | [`Control`]: alive, bye | | |
-//! | 32–39 | [`super::bulk`] | | |
+//! | 32–42 | [`super::bulk`] | | |
 //! | 64–67 | [`super::handshake`] | | |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -90,6 +90,9 @@ pub(super) mod kind {
     pub(crate) const SNAPSHOT_DONE: u8 = 37;
     pub(crate) const SNAPSHOT_REFUSE: u8 = 38;
     pub(crate) const SNAPSHOT_ABORT: u8 = 39;
+    pub(crate) const FETCH_RUNS: u8 = 40;
+    pub(crate) const RUNS: u8 = 41;
+    pub(crate) const NO_RUNS: u8 = 42;
     pub(crate) const HELLO: u8 = 64;
     pub(crate) const PROOF: u8 = 65;
     pub(crate) const VERDICT: u8 = 66;
@@ -286,6 +289,7 @@ pub fn encode(message: &MeshMessage, to: &mut impl Extend<Bytes>) -> Result<usiz
                 Ok(run) => (run.0, 0),
                 Err(ReadRefusal::NotLeader) => (0, 1),
                 Err(ReadRefusal::NotReady) => (0, 2),
+                Err(ReadRefusal::Recovering) => (0, 3),
             };
             finish(fixed(kind::READ_ANSWER, &[server, incarnation, counter, run], &[answer], 0)?, to)
         }
@@ -310,7 +314,12 @@ fn finish(buffer: BytesMut, to: &mut impl Extend<Bytes>) -> Result<usize, CodecE
     Ok(bytes)
 }
 
-fn append(mut buffer: BytesMut, tail_bytes: usize, runs: &[Run], to: &mut impl Extend<Bytes>) -> Result<usize, CodecError> {
+pub(super) fn append(
+    mut buffer: BytesMut,
+    tail_bytes: usize,
+    runs: &[Run],
+    to: &mut impl Extend<Bytes>,
+) -> Result<usize, CodecError> {
     let bytes = buffer.len() + tail_bytes;
     for run in runs.iter().map(Run::bytes) {
         if run.len() <= RUN_BYTES_COPIED {
@@ -350,6 +359,7 @@ fn refusal_byte(why: ForwardRefusal) -> u8 {
         ForwardRefusal::Overloaded => 1,
         ForwardRefusal::Transferring => 2,
         ForwardRefusal::Malformed => 3,
+        ForwardRefusal::Recovering => 4,
     }
 }
 
@@ -406,6 +416,7 @@ pub fn decode(frame: Bytes) -> Result<MeshMessage, CodecError> {
                 1 => ForwardRefusal::Overloaded,
                 2 => ForwardRefusal::Transferring,
                 3 => ForwardRefusal::Malformed,
+                4 => ForwardRefusal::Recovering,
                 _ => return Err(CodecError::Field("refusal")),
             };
             Message::Refused { batch, why, leader }
@@ -417,6 +428,7 @@ pub fn decode(frame: Bytes) -> Result<MeshMessage, CodecError> {
                 (0, run) => Ok(run),
                 (1, RunIndex::ZERO) => Err(ReadRefusal::NotLeader),
                 (2, RunIndex::ZERO) => Err(ReadRefusal::NotReady),
+                (3, RunIndex::ZERO) => Err(ReadRefusal::Recovering),
                 _ => return Err(CodecError::Field("read answer")),
             };
             Message::ReadAnswer { nonce, answer }
@@ -468,7 +480,7 @@ impl<'a> Fields<'a> {
         self.0.try_get_i32_le().map_err(|_| CodecError::Truncated)
     }
 
-    fn u8(&mut self) -> Result<u8, CodecError> {
+    pub(super) fn u8(&mut self) -> Result<u8, CodecError> {
         self.0.try_get_u8().map_err(|_| CodecError::Truncated)
     }
 

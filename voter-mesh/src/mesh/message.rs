@@ -184,6 +184,8 @@ pub enum ForwardRefusal {
     Transferring,
     /// The entries do not check.
     Malformed,
+    /// It is still reading or mending its log, and has no part in consensus yet.
+    Recovering,
 }
 
 /// Why a read index is refused; the asker asks again after a leader change or one heartbeat.
@@ -193,6 +195,8 @@ pub enum ReadRefusal {
     NotLeader,
     /// It leads but has not committed in its term yet.
     NotReady,
+    /// It is still reading or mending its log, and has no part in consensus yet.
+    Recovering,
 }
 
 /// What an administrator asks of the leader.

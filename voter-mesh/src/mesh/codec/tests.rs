@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::entry::{EntryKind, EntrySpec, entry};
 use crate::ids::{ClusterId, DirectoryId, Epoch, Identity, RoomId, Seat, TimeMs};
+use crate::log::NoRuns;
 use crate::mesh::bulk::{BulkFrame, SnapshotOffer, TransferId};
 use crate::mesh::message::AdminRequest;
 use crate::run::Tail;
@@ -65,9 +66,11 @@ fn every_message() -> Vec<MeshMessage> {
         Message::Taken { batch: BatchId(6), term, first: LogIndex(31) },
         Message::Refused { batch: BatchId(6), why: ForwardRefusal::Transferring, leader: None },
         Message::Refused { batch: BatchId(6), why: ForwardRefusal::NotLeader, leader: Some(RaftId::new(Seat(3), 2)) },
+        Message::Refused { batch: BatchId(6), why: ForwardRefusal::Recovering, leader: None },
         Message::ReadIndex { nonce },
         Message::ReadAnswer { nonce, answer: Ok(RunIndex(44)) },
         Message::ReadAnswer { nonce, answer: Err(ReadRefusal::NotReady) },
+        Message::ReadAnswer { nonce, answer: Err(ReadRefusal::Recovering) },
         Message::SessionActivity { attached: vec![SessionId(1), SessionId(2)], detached: vec![SessionId(3)] },
         Message::Admin { nonce: 8, request: AdminRequest::Join { seat: Seat(4), directory: DirectoryId([1; 16]) } },
         Message::AdminReply { nonce: 8, result: Err("no".into()) },
@@ -218,6 +221,11 @@ fn every_bulk_frame() -> Vec<BulkFrame> {
         BulkFrame::Done(transfer),
         BulkFrame::Refuse(transfer, "no room".into()),
         BulkFrame::Abort(transfer),
+        BulkFrame::FetchRuns(transfer, RunIndex(5), RunIndex(7)),
+        BulkFrame::Runs(transfer, runs(&[3, 2000, 40, 700])),
+        BulkFrame::NoRuns(transfer, NoRuns::Trimmed { first: RunIndex(12) }),
+        BulkFrame::NoRuns(transfer, NoRuns::Absent),
+        BulkFrame::NoRuns(transfer, NoRuns::NotYet),
     ]
 }
 
@@ -232,6 +240,21 @@ fn every_bulk_frame_comes_back_and_a_long_reason_is_cut() {
     for frame in every_bulk_frame() {
         assert_eq!(round(&frame), Ok(frame));
     }
+    let hex = |frame: &BulkFrame| {
+        let mut pieces: Vec<Bytes> = Vec::new();
+        frame.encode(&mut pieces).unwrap();
+        pieces.concat().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+    };
+    let question = TransferId(3);
+    assert_eq!(
+        hex(&BulkFrame::FetchRuns(question, RunIndex(5), RunIndex(7))),
+        "190000002814000000_03000000_0500000000000000_0700000000000000".replace('_', "")
+    );
+    assert!(hex(&BulkFrame::Runs(question, runs(&[0]))).starts_with("79000000290400000003000000"));
+    assert_eq!(
+        hex(&BulkFrame::NoRuns(question, NoRuns::Trimmed { first: RunIndex(9) })),
+        "120000002a0d000000_03000000_0900000000000000_00".replace('_', "")
+    );
     let long = BulkFrame::Refuse(TransferId(1), "ü".repeat(4000));
     assert_eq!(round(&long), Ok(BulkFrame::Refuse(TransferId(1), "ü".repeat(256))));
 }
@@ -253,7 +276,7 @@ proptest! {
 
     #[test]
     // CBOR, behind these, has more than one form of a value.
-    fn a_changed_frame_of_integers_is_another_message_or_an_error(which in 0..17_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+    fn a_changed_frame_of_integers_is_another_message_or_an_error(which in 0..19_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8) {
         let message = &every_message()[which];
         let mut bytes = whole(message).to_vec();
         let at = 4 + at.index(bytes.len() - 4);
