@@ -11,6 +11,7 @@ mod bulk;
 mod connection;
 mod link;
 mod meet;
+mod runs;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use futures_util::future::LocalBoxFuture;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
-use voter_mesh::ids::{DirectoryId, Identity, Incarnation, RaftId, Seat, Time, TimeMs};
+use voter_mesh::ids::{DirectoryId, Identity, Incarnation, RaftId, RunIndex, Seat, Time, TimeMs};
 pub use voter_mesh::mesh::bulk::SnapshotOffer;
 pub use voter_mesh::mesh::codec::MeshMessage;
 pub use voter_mesh::mesh::handshake::{BindRefused, MeshSecret, PeerHello, SelfHello, bind_allowed};
@@ -33,6 +34,7 @@ pub use voter_mesh::mesh::links::Disconnect;
 use voter_mesh::mesh::links::{Ending, LinkName, Links};
 
 pub use self::link::{Link, LinkFull, SnapshotError};
+pub use self::runs::RunsAnswer;
 
 /// Limits and times of the mesh.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +136,10 @@ pub trait MeshOwner {
     /// # Errors
     /// The reason why not, in words for the peer's log.
     fn snapshot_begin(&self, from: Seat, incarnation: Incarnation, offer: SnapshotOffer) -> Result<Box<dyn SnapshotSink>, String>;
+
+    /// A peer asks for runs `first` to `last` of this server's log. The first of them, at most about
+    /// [`RUNS_BYTES_MAX`](voter_mesh::mesh::bulk::RUNS_BYTES_MAX), are sent when the future ends; it must end by itself.
+    fn runs_asked(&self, from: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer>;
 }
 
 /// Where the bytes of a snapshot go that a peer sends. Dropped unfinished when the transfer or its link breaks off.

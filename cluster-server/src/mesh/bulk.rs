@@ -1,4 +1,5 @@
-//! The `bulk` connection of a link: one snapshot at a time in each direction, as `voter_mesh::mesh::bulk` has it.
+//! The `bulk` connection of a link: one snapshot at a time in each direction, as `voter_mesh::mesh::bulk` has it, and beside it the
+//! questions for runs.
 
 use std::cell::{Cell, RefCell};
 use std::io::Read;
@@ -14,6 +15,7 @@ use voter_mesh::mesh::links::Ending;
 
 use super::connection::{Connection, FrameError};
 use super::link::{Link, SnapshotError};
+use super::runs::Questions;
 use super::{Inner, SnapshotSink};
 
 pub(super) struct Bulk {
@@ -24,6 +26,7 @@ pub(super) struct Bulk {
     changed: Notify,
     ended: Cell<bool>,
     receiving: RefCell<Option<Receiving>>,
+    pub(super) questions: Questions,
     stall: Duration,
 }
 
@@ -48,6 +51,7 @@ pub(super) async fn run(inner: &Rc<Inner>, link: &Link, connection: Connection, 
         changed: Notify::new(),
         ended: Cell::new(false),
         receiving: RefCell::default(),
+        questions: Questions::default(),
         stall: Duration::from_millis(inner.options.limits.snapshot_stall_ms),
     });
     link.attach(&bulk);
@@ -59,6 +63,7 @@ pub(super) async fn run(inner: &Rc<Inner>, link: &Link, connection: Connection, 
     bulk.ended.set(true);
     bulk.changed.notify_one();
     bulk.receiving.borrow_mut().take();
+    bulk.questions.end();
 }
 
 impl Bulk {
@@ -66,7 +71,7 @@ impl Bulk {
         self.connection.close(Ending::Ours);
     }
 
-    fn put(&self, frame: &BulkFrame) -> Result<(), SnapshotError> {
+    pub(super) fn put(&self, frame: &BulkFrame) -> Result<(), SnapshotError> {
         // Credit keeps the outbox far below its limits: a refused frame means that the connection has ended.
         self.connection.send(|pieces| frame.encode(pieces)).map_err(|_| SnapshotError::Unlinked)
     }
@@ -117,6 +122,9 @@ impl Bulk {
             }
             BulkFrame::Done(transfer) => self.answered(transfer, |sending| sending.answer = Some(Ok(()))),
             BulkFrame::Refuse(transfer, reason) => self.answered(transfer, |sending| sending.answer = Some(Err(reason))),
+            BulkFrame::FetchRuns(question, first, last) => self.runs_asked(question, first, last, inner, link),
+            BulkFrame::Runs(question, runs) => self.questions.answered(question, Ok(runs)),
+            BulkFrame::NoRuns(question, why) => self.questions.answered(question, Err(why)),
         }
         Ok(())
     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use voter_mesh::ids::{Identity, RaftId, Term};
+use voter_mesh::ids::{Identity, RaftId, RunIndex, Term};
+use voter_mesh::log::NoRuns;
 use voter_mesh::mesh::bulk::SnapshotOffer;
 use voter_mesh::mesh::codec::{MeshMessage, encode};
 use voter_mesh::mesh::handshake::PeerHello;
@@ -18,6 +19,7 @@ use voter_mesh::snapshot::SnapshotMeta;
 
 use super::bulk::Bulk;
 use super::connection::Connection;
+use super::runs::RunsAnswer;
 use super::{MeshCounters, MeshLimits};
 
 /// The message was not taken: too much waits to be written, or the link has ended. Raft repeats what matters.
@@ -118,6 +120,18 @@ impl Link {
         let bulk = timeout(Duration::from_millis(self.0.limits.handshake_ms), self.bulk()).await;
         let bulk = bulk.ok().flatten().ok_or(SnapshotError::Unlinked)?;
         bulk.send(SnapshotOffer { term, total, meta }, from).await
+    }
+
+    /// Asks the peer for runs `first` to `last`: the first of them, at least one. One question at a time for each link; dropping the
+    /// future forgets it.
+    ///
+    /// # Errors
+    /// [`NoRuns`]; `NotYet` also if another question is under way, or no answer came within `deadline`.
+    pub async fn fetch_runs(&self, first: RunIndex, last: RunIndex, deadline: Duration) -> RunsAnswer {
+        match timeout(deadline, self.bulk()).await {
+            Ok(Some(bulk)) => bulk.fetch_runs(first, last, deadline).await,
+            _ => Err(NoRuns::NotYet),
+        }
     }
 
     /// The `bulk` connection, as soon as there is one; `None` when the link ends first.

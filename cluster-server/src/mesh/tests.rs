@@ -11,11 +11,13 @@ use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 use voter_mesh::configuration::Configuration;
+use voter_mesh::entry::{EntryKind, EntrySpec, entry};
 use voter_mesh::ids::{ClusterId, Epoch, RoomId, RunIndex, Term};
+use voter_mesh::log::NoRuns;
 use voter_mesh::mesh::codec::{Control, decode, encode, split_frame};
 use voter_mesh::mesh::handshake::{Dialling, HandshakeError, Hello, LinkKind, Refusal};
 use voter_mesh::mesh::message::Message;
-use voter_mesh::run::Tail;
+use voter_mesh::run::{Run, Tail};
 use voter_mesh::snapshot::SnapshotMeta;
 
 use super::*;
@@ -43,6 +45,8 @@ struct Owner {
     /// Why snapshots are refused; taken when there is no reason.
     refuses: RefCell<Option<String>>,
     received: Rc<RefCell<Vec<u8>>>,
+    /// The log that peers may ask for; without one, no question is ever answered.
+    runs: RefCell<Option<Vec<Run>>>,
 }
 
 impl Owner {
@@ -105,6 +109,18 @@ impl MeshOwner for Owner {
                 Ok(Box::new(Sink(Rc::clone(&self.received))))
             }
         }
+    }
+
+    fn runs_asked(&self, _: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer> {
+        let held = self.runs.borrow().clone();
+        async move {
+            let Some(held) = held else { return std::future::pending().await };
+            match held.first().map(|held| held.header().run) {
+                Some(begins) if begins > first => Err(NoRuns::Trimmed { first: begins }),
+                _ => Ok(held.into_iter().filter(|run| (first..=last).contains(&run.header().run)).collect()),
+            }
+        }
+        .boxed_local()
     }
 }
 
@@ -627,6 +643,42 @@ async fn without_a_secret_a_mesh_starts_on_loopback_only() {
             hasty.limits.silence_ms = 60;
             let (loopback, _) = listener().await;
             assert!(matches!(start(loopback, hasty), Err(MeshStartError::Silence { silence_ms: 60, keepalive_ms: 50 })));
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn runs_are_fetched_one_question_at_a_time_and_none_waits_for_ever() {
+    LocalSet::new()
+        .run_until(async {
+            let mut meshes = meshes(1..3).await;
+            let mut tail = Tail::zero(&IDENTITY);
+            let entry = entry(&EntrySpec::internal(EntryKind::Command), &[7; 300]).unwrap();
+            let runs: Vec<Run> = (0..5)
+                .map(|_| {
+                    let run = Run::seal(&tail, Term(1), TimeMs(1), Epoch(1), RoomId(0), &[&entry]).unwrap();
+                    tail = run.header().tail();
+                    run
+                })
+                .collect();
+            *meshes[0].1.runs.borrow_mut() = Some(runs[2..].to_vec());
+            let (first, last) = (runs[3].header().run, runs[4].header().run);
+            let link = meshes[1].1.link(1).await;
+            assert_eq!(link.fetch_runs(first, last, PATIENCE).await, Ok(runs[3..].to_vec()));
+            let trimmed = link.fetch_runs(RunIndex(2), last, PATIENCE).await;
+            assert_eq!(trimmed, Err(NoRuns::Trimmed { first: runs[2].header().run }));
+            assert_eq!(link.fetch_runs(last.next(), last.next(), PATIENCE).await, Err(NoRuns::Absent));
+
+            // The other way nobody answers.
+            let link = meshes[0].1.link(2).await;
+            let mut waiting = Box::pin(link.fetch_runs(first, last, PATIENCE));
+            assert!((&mut waiting).now_or_never().is_none());
+            assert_eq!(link.fetch_runs(first, last, PATIENCE).await, Err(NoRuns::NotYet), "one at a time");
+            drop(waiting);
+            assert_eq!(link.fetch_runs(first, last, Duration::from_millis(20)).await, Err(NoRuns::NotYet));
+            let waiting = link.fetch_runs(first, last, PATIENCE);
+            let killing = async { drop(meshes.pop()) };
+            assert_eq!(tokio::join!(waiting, killing).0, Err(NoRuns::NotYet), "the link has ended");
         })
         .await;
 }

@@ -7,15 +7,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use relay::room::ClientSnapshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use voter_mesh::ids::{RaftId, RunIndex, Seat, Term, Time};
+use voter_mesh::log::NoRuns;
+use voter_mesh::mesh::bulk::RUNS_BYTES_MAX;
 use voter_mesh::replica::{Replica, ReplicaImage};
 use voter_mesh::snapshot::{Hashing, SnapshotMeta};
 
 use super::running::Running;
 use super::{Node, NodeError, Stage, panic_text};
-use crate::disk::{DiskError, SnapshotStore};
-use crate::mesh::Link;
+use crate::disk::{DiskError, LogReader, ReadError, SnapshotStore};
+use crate::mesh::{Link, RunsAnswer};
 
 /// Bytes of runs that are read from disk at once for a lagging follower.
 const FETCH_BYTES_MAX: usize = 4 << 20;
@@ -128,6 +130,21 @@ impl Running {
         self.room.handle_restored((tail.last, tail.chain), self.replica.sessions(), now);
         self.voter.handle_applied(tail.run, now);
         Ok(())
+    }
+}
+
+/// Reads runs for a peer that mends its log; without a reader, this server cannot say yet what it holds. Every run is checked as it is
+/// read, so nothing that is damaged here is passed on.
+pub(super) async fn read_for_peer(reader: Option<LogReader>, first: RunIndex, last: RunIndex) -> RunsAnswer {
+    let Some(reader) = reader else { return Err(NoRuns::NotYet) };
+    match tokio::task::spawn_blocking(move || reader.read(first, last, RUNS_BYTES_MAX)).await {
+        Ok(Ok(runs)) => Ok(runs),
+        Ok(Err(ReadError::Trimmed { first })) => Err(NoRuns::Trimmed { first }),
+        Ok(Err(error)) => {
+            debug!(%error, "runs not read for a peer");
+            Err(NoRuns::Absent)
+        }
+        Err(_) => Err(NoRuns::NotYet),
     }
 }
 

@@ -6,16 +6,16 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use tracing::{debug, info, warn};
-use voter_mesh::ids::{Incarnation, RaftId, Seat, Term, Time};
+use voter_mesh::ids::{Incarnation, RaftId, RunIndex, Seat, Term, Time};
 use voter_mesh::mesh::forming::FormMessage;
 use voter_mesh::mesh::message::{AdminRequest, Message};
 use voter_mesh::raft::Peer;
 
 use super::admin::AdminWaiter;
 use super::running::Running;
-use super::{Core, Node, Stage, panic_text};
-use crate::disk::Receiving;
-use crate::mesh::{Disconnect, Link, MeshMessage, MeshOwner, PeerHello, SelfHello, SnapshotOffer, SnapshotSink};
+use super::{Core, Node, Stage, jobs, panic_text};
+use crate::disk::{LogReader, Receiving};
+use crate::mesh::{Disconnect, Link, MeshMessage, MeshOwner, PeerHello, RunsAnswer, SelfHello, SnapshotOffer, SnapshotSink};
 
 /// The mesh's way into a node. A type of its own because the mesh holds on to its owner, and the node to its mesh.
 pub(super) struct Owner(pub(super) std::rc::Weak<Node>);
@@ -78,6 +78,11 @@ impl MeshOwner for Owner {
         let receiving = running.snapshots.begin_receive(&offer.meta, offer.total).map_err(|error| error.to_string())?;
         Ok(Box::new(Sink { node: Rc::clone(&node), sender, term: offer.term, receiving }))
     }
+
+    fn runs_asked(&self, _from: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer> {
+        let reader = self.0.upgrade().and_then(|node| node.core.borrow().reader());
+        jobs::read_for_peer(reader, first, last).boxed_local()
+    }
 }
 
 /// A snapshot that is being received.
@@ -123,6 +128,14 @@ impl Running {
 }
 
 impl Core {
+    /// Reads what this server holds, if it can say what that is.
+    fn reader(&self) -> Option<LogReader> {
+        match &self.stage {
+            Stage::Running(running) => Some(running.reader.clone()),
+            Stage::Unformed(_) => None,
+        }
+    }
+
     fn mesh_message(&mut self, from: Seat, message: MeshMessage, node: &Node, now: Time) {
         let Some(link) = self.links.get(&from) else { return };
         match (&mut self.stage, message) {
