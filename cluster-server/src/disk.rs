@@ -13,12 +13,15 @@
 //! * [`LogWriter`] is the thread that then owns it: all that waits goes into one write pass and one sync. [`LogReader`] reads what is
 //!   durable, on any thread, while the writer appends and trims.
 //!
+//! All of it runs on a [`FileSystem`], which is an argument: the operating system's, or one that a test can cut off at any point.
+//!
 //! Files are replaced, never edited, except for the newest segment: temporary name, sync, rename, sync of the directory. A write or
 //! sync that failed is never tried again: the kernel may have marked the lost pages clean, and a retry would lie.
 //! Every byte is drawn in `docs/formats.md`.
 
 mod data_dir;
 mod error;
+mod file_system;
 mod files;
 mod index;
 mod log;
@@ -29,6 +32,7 @@ mod writer;
 
 pub use data_dir::{DataDir, NodeRecord};
 pub use error::{DiskError, WriteFailed};
+pub use file_system::{DiskFile, FileSystem, Open, OsFiles};
 pub use log::{Batch, Log, LogOptions};
 pub use reader::{LogReader, Pin, ReadError};
 pub use recovery::LogRecovered;

@@ -1,21 +1,23 @@
 //! The directory, its lock, and who the server in it is.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{DirectoryId, Identity, RaftId, Seat};
 use voter_mesh::mesh::forming::FormState;
 
 use super::error::{At, DiskError};
+use super::file_system::{DiskFile, FileSystem, Open, OsFiles};
 use super::files;
 
 /// The version of the node record's format that this code writes.
 const NODE_FORMAT_VERSION: u32 = 1;
+
+/// Bytes of a node record that are read: far more than any configuration has. A longer file does not have its checksum.
+const NODE_BYTES_MAX: usize = 1 << 20;
 
 const NODE_MAGIC: [u8; 8] = *b"QUORNODE";
 
@@ -41,10 +43,11 @@ pub struct NodeRecord {
 /// A data directory that this process alone uses. The lock goes with the value.
 #[derive(Debug)]
 pub struct DataDir {
+    files: Arc<dyn FileSystem>,
     path: PathBuf,
     node: Option<NodeRecord>,
     directory: DirectoryId,
-    _lock: File,
+    _lock: Arc<dyn DiskFile>,
 }
 
 impl DataDir {
@@ -54,22 +57,27 @@ impl DataDir {
     /// [`DiskError::Locked`] if another process (or another value in this one) has it: then nothing was written. `Newer`, `Damaged`,
     /// `Io`: the lock is free again.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DiskError> {
+        let mint = mint().at("draw an identity for", path.as_ref())?;
+        Self::open_on(Arc::new(OsFiles), path, mint)
+    }
+
+    /// [`Self::open`] on any file system, with the identity that the directory gets if it has none yet.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(files: Arc<dyn FileSystem>, path: impl AsRef<Path>, mint: DirectoryId) -> Result<Self, DiskError> {
         let path = path.as_ref().to_path_buf();
-        files::create_directory(&path)?;
+        files::create_directory(&*files, &path)?;
         let lock_path = path.join("LOCK");
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&lock_path).at("open", &lock_path)?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(DiskError::Locked { path: lock_path }),
+        let lock = match files.lock(&lock_path) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(DiskError::Locked { path: lock_path }),
             result => result.at("lock", &lock_path)?,
-        }
-        files::create_directory(&path.join("log"))?;
-        files::create_directory(&path.join("snapshots"))?;
-        let node = read_node(&path.join("node"))?;
-        let directory = match &node {
-            Some(node) => node.directory,
-            None => mint().at("draw an identity for", &path)?,
         };
-        Ok(Self { path, node, directory, _lock: lock })
+        files::create_directory(&*files, &path.join("log"))?;
+        files::create_directory(&*files, &path.join("snapshots"))?;
+        let node = read_node(&*files, &path.join("node"))?;
+        let directory = node.as_ref().map_or(mint, |node| node.directory);
+        Ok(Self { files, path, node, directory, _lock: lock })
     }
 
     /// The node record, if one was ever stored.
@@ -89,7 +97,7 @@ impl DataDir {
         bytes.extend_from_slice(&NODE_FORMAT_VERSION.to_le_bytes());
         ciborium::into_writer(node, &mut bytes).map_err(io::Error::other).at("encode", &path)?;
         bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
-        files::replace(&path, &bytes)?;
+        files::replace(&*self.files, &path, &bytes)?;
         self.directory = node.directory;
         self.node = Some(node.clone());
         Ok(())
@@ -107,6 +115,10 @@ impl DataDir {
         &self.path
     }
 
+    pub(super) fn files(&self) -> &Arc<dyn FileSystem> {
+        &self.files
+    }
+
     pub(super) fn log_path(&self) -> PathBuf {
         self.path.join("log")
     }
@@ -122,11 +134,12 @@ fn mint() -> io::Result<DirectoryId> {
     Ok(DirectoryId(bytes))
 }
 
-fn read_node(path: &Path) -> Result<Option<NodeRecord>, DiskError> {
-    let bytes = match fs::read(path) {
+fn read_node(files: &dyn FileSystem, path: &Path) -> Result<Option<NodeRecord>, DiskError> {
+    let file = match files.open(path, Open::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        result => result.at("read", path)?,
+        result => result.at("open", path)?,
     };
+    let bytes = files::read_at(&*file, 0, NODE_BYTES_MAX).at("read", path)?;
     let damaged = |why: &str| DiskError::Damaged { path: path.into(), why: why.into() };
     let Some((sealed, crc)) = bytes.split_last_chunk::<4>() else { return Err(damaged("it is too short")) };
     let (Some(magic), Some(version), Some(mut body)) = (sealed.get(..8), sealed.get(8..12), sealed.get(12..)) else {

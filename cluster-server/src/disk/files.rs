@@ -1,16 +1,13 @@
-//! The few file operations that everything here is made of. Each that changes something tells the tests, which then take the
-//! directory's picture, or let it fail: a crash may happen between any two of them, and an error at each.
+//! What the directory's code does with files, made of a [`FileSystem`]'s operations. Errors name the file and the deed.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
 
 use super::error::{At, DiskError};
+use super::file_system::{DiskFile, FileSystem, Open};
 
 /// Slices that one system call takes (Linux' `IOV_MAX`).
 const SLICES_MAX: usize = 1024;
@@ -18,19 +15,24 @@ const SLICES_MAX: usize = 1024;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Writes all slices one behind the other from `offset` on.
-pub(super) fn write_slices_at(file: &File, path: &Path, mut slices: &mut [IoSlice<'_>], mut offset: u64) -> Result<(), DiskError> {
+pub(super) fn write_slices_at(
+    file: &dyn DiskFile,
+    path: &Path,
+    mut slices: &mut [IoSlice<'_>],
+    mut offset: u64,
+) -> Result<(), DiskError> {
     while slices.iter().any(|slice| !slice.is_empty()) {
-        match rustix::io::pwritev(file, &slices[..slices.len().min(SLICES_MAX)], offset) {
+        match file.write_vectored_at(&slices[..slices.len().min(SLICES_MAX)], offset) {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)).at("write", path),
             Ok(written) => {
                 offset += written as u64;
                 IoSlice::advance_slices(&mut slices, written);
             }
-            Err(Errno::INTR) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error).at("write", path),
         }
     }
-    step("write").at("write", path)
+    Ok(())
 }
 
 /// Slices of zeros, `bytes` together.
@@ -41,7 +43,7 @@ pub(super) fn zeros<'a>(bytes: u64) -> impl Iterator<Item = IoSlice<'a>> {
 }
 
 /// Reads up to `bytes` from `offset` on; less only at the end of the file.
-pub(super) fn read_at(file: &File, offset: u64, bytes: usize) -> io::Result<Bytes> {
+pub(super) fn read_at(file: &dyn DiskFile, offset: u64, bytes: usize) -> io::Result<Bytes> {
     let mut buffer = vec![0; bytes];
     let mut filled = 0;
     while filled < bytes {
@@ -56,101 +58,89 @@ pub(super) fn read_at(file: &File, offset: u64, bytes: usize) -> io::Result<Byte
     Ok(buffer.into())
 }
 
-/// Gives a new file its length and its blocks, so that a later write into it cannot run out of room.
-pub(super) fn allocate(file: &File, path: &Path, bytes: u64) -> Result<(), DiskError> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
-        // A file system that cannot reserve: the length alone still spares each sync the length's own write.
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(bytes).at("extend", path)?,
-        result => result.at("allocate", path)?,
-    }
-    step("allocate").at("allocate", path)
+pub(super) fn sync_data(file: &dyn DiskFile, path: &Path) -> Result<(), DiskError> {
+    file.sync_data().at("sync", path)
 }
 
-pub(super) fn sync_data(file: &File, path: &Path) -> Result<(), DiskError> {
-    file.sync_data().at("sync", path)?;
-    step("sync").at("sync", path)
-}
-
-pub(super) fn sync_directory(path: &Path) -> Result<(), DiskError> {
-    File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)?;
-    step("sync directory").at("sync", path)
+pub(super) fn sync_directory(files: &dyn FileSystem, path: &Path) -> Result<(), DiskError> {
+    files.sync_directory(path).at("sync", path)
 }
 
 /// Gives a synced file its real name, durably.
-pub(super) fn rename(from: &Path, to: &Path) -> Result<(), DiskError> {
-    fs::rename(from, to).at("rename", from)?;
-    step("rename").at("rename", from)?;
-    sync_directory(to.parent().unwrap_or(Path::new(".")))
+pub(super) fn rename(files: &dyn FileSystem, from: &Path, to: &Path) -> Result<(), DiskError> {
+    files.rename(from, to).at("rename", from)?;
+    sync_directory(files, parent(to))
 }
 
-pub(super) fn remove(path: &Path) -> Result<(), DiskError> {
-    fs::remove_file(path).at("remove", path)?;
-    step("remove").at("remove", path)
+pub(super) fn remove(files: &dyn FileSystem, path: &Path) -> Result<(), DiskError> {
+    files.remove(path).at("remove", path)
 }
 
-pub(super) fn truncate(file: &File, path: &Path, bytes: u64) -> Result<(), DiskError> {
-    file.set_len(bytes).at("truncate", path)?;
-    step("truncate").at("truncate", path)
-}
-
-/// Creates a directory and makes its name durable.
-pub(super) fn create_directory(path: &Path) -> Result<(), DiskError> {
-    if path.is_dir() {
-        return Ok(());
+/// Creates a directory, with those that it is in, and makes its name durable: also one that is there already, because whoever created
+/// it may have died before its name was.
+pub(super) fn create_directory(files: &dyn FileSystem, path: &Path) -> Result<(), DiskError> {
+    let parent = parent(path);
+    if !files.is_directory(path) {
+        if !files.is_directory(parent) {
+            create_directory(files, parent)?;
+        }
+        files.create_directory(path).at("create", path)?;
     }
-    fs::create_dir_all(path).at("create", path)?;
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => sync_directory(parent),
-        _ => sync_directory(Path::new(".")),
-    }
+    sync_directory(files, parent)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 /// Puts `bytes` in the place of the file, as a whole or not at all.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
+pub(super) fn replace(files: &dyn FileSystem, path: &Path, bytes: &[u8]) -> Result<(), DiskError> {
     let temporary = path.with_extension("tmp");
-    let mut file = open_new(&temporary)?;
-    file.write_all(bytes).and_then(|()| step("write")).at("write", &temporary)?;
-    sync_data(&file, &temporary)?;
-    rename(&temporary, path)
+    let file = open(files, &temporary, Open::New)?;
+    write_slices_at(&*file, &temporary, &mut [IoSlice::new(bytes)], 0)?;
+    sync_data(&*file, &temporary)?;
+    rename(files, &temporary, path)
 }
 
-/// Opens a file to read and write it, empty.
-pub(super) fn open_new(path: &Path) -> Result<File, DiskError> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).at("create", path)?;
-    step("create").at("create", path)?;
-    Ok(file)
-}
-
-pub(super) fn open(path: &Path) -> Result<File, DiskError> {
-    OpenOptions::new().read(true).write(true).open(path).at("open", path)
+pub(super) fn open(files: &dyn FileSystem, path: &Path, how: Open) -> Result<Arc<dyn DiskFile>, DiskError> {
+    files.open(path, how).at(if how == Open::New { "create" } else { "open" }, path)
 }
 
 /// The files of a directory, by name.
-pub(super) fn list(directory: &Path) -> Result<Vec<(String, PathBuf)>, DiskError> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(directory).at("list", directory)? {
-        let entry = entry.at("list", directory)?;
-        files.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+pub(super) fn list(files: &dyn FileSystem, directory: &Path) -> Result<Vec<(String, PathBuf)>, DiskError> {
+    let names = files.list(directory).at("list", directory)?;
+    Ok(names.into_iter().map(|name| (directory.join(&name), name)).map(|(path, name)| (name, path)).collect())
+}
+
+/// A file read or written from some place on to its end.
+#[derive(Debug)]
+pub(super) struct Stream {
+    file: Arc<dyn DiskFile>,
+    at: u64,
+}
+
+impl Stream {
+    pub(super) fn new(file: Arc<dyn DiskFile>, at: u64) -> Self {
+        Self { file, at }
     }
-    files.sort();
-    Ok(files)
 }
 
-#[cfg(not(test))]
-const fn step(_what: &'static str) -> io::Result<()> {
-    Ok(())
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
 }
 
-#[cfg(test)]
-type OnStep = Box<dyn FnMut(&'static str) -> io::Result<()>>;
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write_vectored_at(&[IoSlice::new(bytes)], self.at)?;
+        self.at += written as u64;
+        Ok(written)
+    }
 
-#[cfg(test)]
-thread_local! {
-    /// Called on this thread after each operation that changes a file; its error becomes the operation's.
-    pub(super) static ON_STEP: std::cell::RefCell<Option<OnStep>> = const { std::cell::RefCell::new(None) };
-}
-
-#[cfg(test)]
-fn step(what: &'static str) -> io::Result<()> {
-    ON_STEP.with_borrow_mut(|on_step| on_step.as_mut().map_or(Ok(()), |on_step| on_step(what)))
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +10,7 @@ use voter_mesh::ids::RunIndex;
 use voter_mesh::log::RECORDS_AT;
 use voter_mesh::run::{RunHeader, Tail};
 
+use super::file_system::DiskFile;
 use super::files;
 
 /// Bytes between two points of a segment's index: what a reader skips at most, beside one run, before it is where it wants to be.
@@ -20,7 +20,7 @@ const POINT_BYTES: u64 = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Extent {
     /// More than one holder: a reader is in it, and its file must not be overwritten.
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<dyn DiskFile>,
     pub(super) path: PathBuf,
     pub(super) before: Tail,
     /// Some of its runs and where they begin, ascending; the first one always.
@@ -30,7 +30,7 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    pub(super) fn new(file: Arc<File>, path: PathBuf, before: Tail) -> Self {
+    pub(super) fn new(file: Arc<dyn DiskFile>, path: PathBuf, before: Tail) -> Self {
         Self { file, path, before, points: Vec::new(), end: RECORDS_AT }
     }
 
@@ -99,7 +99,7 @@ impl Shared {
 }
 
 /// Walks the headers of the runs in `file` from `at` on to run `run`; returns where it begins. Bodies are not looked at.
-pub(super) fn seek(file: &File, mut at: u64, run: RunIndex) -> io::Result<(RunHeader, u64)> {
+pub(super) fn seek(file: &dyn DiskFile, mut at: u64, run: RunIndex) -> io::Result<(RunHeader, u64)> {
     /// Much more than the index skips in small runs; a large one costs a read of its own.
     const SEEK_BYTES: usize = 2 * POINT_BYTES as usize;
     loop {

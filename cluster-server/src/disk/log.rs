@@ -3,7 +3,6 @@
 //! Nothing that a sync has confirmed is ever overwritten. Where raft cuts an uncommitted tail, or a snapshot takes the log's place, a
 //! new segment says so in its header, and its rename is the moment at which it is so; the files that it voids go afterwards.
 
-use std::fs::File;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use voter_mesh::run::{Run, Tail};
 
 use super::data_dir::DataDir;
 use super::error::{At, DiskError, WriteFailed};
+use super::file_system::{DiskFile, FileSystem, Open};
 use super::files;
 use super::index::{Extent, Index, Shared, seek};
 use super::reader::LogReader;
@@ -73,7 +73,7 @@ impl Batch {
 /// The segment that is written to.
 #[derive(Debug)]
 pub(super) struct Active {
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<dyn DiskFile>,
     pub(super) path: PathBuf,
     pub(super) sequence: u64,
     pub(super) bytes: u64,
@@ -86,6 +86,7 @@ pub(super) struct Active {
 /// A server's log. Used by one thread; [`Log::reader`] is for all others.
 #[derive(Debug)]
 pub struct Log {
+    pub(super) files: Arc<dyn FileSystem>,
     pub(super) directory: PathBuf,
     pub(super) identity: Identity,
     pub(super) id: RaftId,
@@ -109,12 +110,12 @@ impl Log {
     /// # Errors
     /// [`DiskError::LogExists`] if the log there has held a run, a term or a vote; `Io`.
     pub fn create(dir: &DataDir, identity: Identity, id: RaftId, begin: Tail, options: LogOptions) -> Result<Self, DiskError> {
-        let directory = dir.log_path();
-        if recovery::is_used(&directory)? {
+        let (files, directory) = (Arc::clone(dir.files()), dir.log_path());
+        if recovery::is_used(&*files, &directory)? {
             return Err(DiskError::LogExists { path: directory });
         }
-        for (_, path) in files::list(&directory)? {
-            files::remove(&path)?;
+        for (_, path) in files::list(&*files, &directory)? {
+            files::remove(&*files, &path)?;
         }
         let mark = Mark {
             sequence: 1,
@@ -128,11 +129,11 @@ impl Log {
             vote_lost: false,
         };
         let header = SegmentHeader { kind: SegmentKind::Restarts, identity, id, sequence: 1, before: begin };
-        let (active, mark) = make_segment(&directory, &header, mark, options.segment_bytes, None)?;
+        let (active, mark) = make_segment(&*files, &directory, &header, mark, options.segment_bytes, None)?;
         let extent = Extent::new(Arc::clone(&active.file), active.path.clone(), begin);
         let shared = Shared::new(Index { extents: [extent].into(), durable: begin.run, ..Index::default() });
         let (spares, pending) = (Vec::new(), Vec::new());
-        Ok(Self { directory, identity, id, options, mark, tail: begin, active, spares, shared, pending, unsynced: false })
+        Ok(Self { files, directory, identity, id, options, mark, tail: begin, active, spares, shared, pending, unsynced: false })
     }
 
     /// The end of the log, with all that was taken.
@@ -221,8 +222,8 @@ impl Log {
         self.write_pending()?;
         let mark = self.next_mark();
         let sector = mark.encode();
-        files::write_slices_at(&self.active.file, &self.active.path, &mut [IoSlice::new(&sector)], MARK_AT[mark.slot()])?;
-        files::sync_data(&self.active.file, &self.active.path)?;
+        files::write_slices_at(&*self.active.file, &self.active.path, &mut [IoSlice::new(&sector)], MARK_AT[mark.slot()])?;
+        files::sync_data(&*self.active.file, &self.active.path)?;
         // Only now is it confirmed; the next mark says so.
         self.mark = Mark { synced_through: self.tail.run, ..mark };
         self.unsynced = false;
@@ -248,7 +249,7 @@ impl Log {
             drop(index);
             // Each removal is durable before the next: a log never has a hole because of an order that the file system chose.
             self.retire(extent)?;
-            files::sync_directory(&self.directory)?;
+            files::sync_directory(&*self.files, &self.directory)?;
         }
     }
 
@@ -287,7 +288,7 @@ impl Log {
         }
         let mut slices: Vec<_> = self.pending.iter().map(|run| IoSlice::new(run)).collect();
         slices.extend(files::zeros(end - next));
-        files::write_slices_at(&self.active.file, &self.active.path, &mut slices, start)?;
+        files::write_slices_at(&*self.active.file, &self.active.path, &mut slices, start)?;
         self.pending.clear();
         Ok(())
     }
@@ -296,14 +297,14 @@ impl Log {
     pub(super) fn new_segment(&mut self, kind: SegmentKind, before: Tail, room_bytes: u64) -> Result<(), DiskError> {
         self.write_pending()?;
         if self.unsynced {
-            files::sync_data(&self.active.file, &self.active.path)?;
+            files::sync_data(&*self.active.file, &self.active.path)?;
         }
         let header = SegmentHeader { kind, identity: self.identity, id: self.id, sequence: self.active.sequence + 1, before };
         self.tail = before;
         let mark = Mark { synced_through: before.run, ..self.next_mark() };
         let bytes = self.options.segment_bytes.max(RECORDS_AT + room_bytes);
         let spare = if bytes == self.options.segment_bytes { self.spares.pop() } else { None };
-        (self.active, self.mark) = make_segment(&self.directory, &header, mark, bytes, spare)?;
+        (self.active, self.mark) = make_segment(&*self.files, &self.directory, &header, mark, bytes, spare)?;
 
         let mut index = self.shared.lock();
         let kept = match kind {
@@ -313,7 +314,7 @@ impl Log {
         let void = index.extents.split_off(kept);
         let mut cut = None;
         if let Some(last) = index.extents.back_mut().filter(|_| kind == SegmentKind::Continues) {
-            let (header, at) = seek(&last.file, last.at_or_before(before.run), before.run).at("read", &last.path)?;
+            let (header, at) = seek(&*last.file, last.at_or_before(before.run), before.run).at("read", &last.path)?;
             let end = at + header.whole_bytes() as u64;
             if end < last.end {
                 last.cut(before.run, end);
@@ -325,25 +326,25 @@ impl Log {
         drop(index);
 
         if let Some((file, path, end)) = cut {
-            files::truncate(&file, &path, end)?;
+            file.set_len(end).at("truncate", &path)?;
         }
         for extent in void {
-            files::remove(&extent.path)?;
+            files::remove(&*self.files, &extent.path)?;
         }
         Ok(())
     }
 
     /// Keeps a trimmed segment's file for later, if nobody reads it and it has the common size.
     fn retire(&mut self, extent: Extent) -> Result<(), DiskError> {
-        let bytes = extent.file.metadata().at("inspect", &extent.path)?.len();
+        let bytes = extent.file.len().at("inspect", &extent.path)?;
         let wanted = bytes == self.options.segment_bytes && self.spares.len() < self.options.spares_max;
         if wanted && Arc::strong_count(&extent.file) == 1 {
             let spare = extent.path.with_extension("spare");
-            files::rename(&extent.path, &spare)?;
+            files::rename(&*self.files, &extent.path, &spare)?;
             self.spares.push(spare);
             return Ok(());
         }
-        files::remove(&extent.path)
+        files::remove(&*self.files, &extent.path)
     }
 
     /// The end of the log if it ended with run `run`, which it holds.
@@ -356,7 +357,7 @@ impl Log {
         let Some(extent) = index.holder(run).and_then(|holder| index.extents.get(holder)) else {
             return Err(WriteFailed::NotNext { last: self.tail.run, found: run });
         };
-        let (header, _) = seek(&extent.file, extent.at_or_before(run), run).at("read", &extent.path)?;
+        let (header, _) = seek(&*extent.file, extent.at_or_before(run), run).at("read", &extent.path)?;
         Ok(header.tail())
     }
 }
@@ -368,6 +369,7 @@ pub(super) fn segment_path(directory: &Path, sequence: u64) -> PathBuf {
 
 /// Makes a segment under a temporary name, with `mark` in both slots, and gives it its real one. Returns the newer of the two marks.
 fn make_segment(
+    files: &dyn FileSystem,
     directory: &Path,
     header: &SegmentHeader,
     mark: Mark,
@@ -377,24 +379,24 @@ fn make_segment(
     let path = segment_path(directory, header.sequence);
     let (making, file, written_through) = match spare {
         Some(spare) => {
-            let file = files::open(&spare)?;
+            let file = files::open(files, &spare, Open::Write)?;
             (spare, file, bytes)
         }
         None => {
             let making = path.with_extension("tmp");
-            let file = files::open_new(&making)?;
-            files::allocate(&file, &making, bytes)?;
+            let file = files::open(files, &making, Open::New)?;
+            file.allocate(bytes).at("allocate", &making)?;
             (making, file, RECORDS_AT)
         }
     };
     let first = Mark { segment: header.sequence, ..mark };
     let second = Mark { sequence: first.sequence + 1, ..first };
     for (sector, at) in [(header.encode(), 0), (first.encode(), MARK_AT[first.slot()]), (second.encode(), MARK_AT[second.slot()])] {
-        files::write_slices_at(&file, &making, &mut [IoSlice::new(&sector)], at)?;
+        files::write_slices_at(&*file, &making, &mut [IoSlice::new(&sector)], at)?;
     }
-    files::write_slices_at(&file, &making, &mut [IoSlice::new(&[0; END_BYTES])], RECORDS_AT)?;
-    files::sync_data(&file, &making)?;
-    files::rename(&making, &path)?;
+    files::write_slices_at(&*file, &making, &mut [IoSlice::new(&[0; END_BYTES])], RECORDS_AT)?;
+    files::sync_data(&*file, &making)?;
+    files::rename(files, &making, &path)?;
     let sequence = header.sequence;
-    Ok((Active { file: Arc::new(file), path, sequence, bytes, next: RECORDS_AT, written_through }, second))
+    Ok((Active { file, path, sequence, bytes, next: RECORDS_AT, written_through }, second))
 }

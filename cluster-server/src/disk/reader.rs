@@ -1,6 +1,5 @@
 //! Reading runs back: for a follower that lags, and for the feed's cold path.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use thiserror::Error;
 use voter_mesh::ids::RunIndex;
 use voter_mesh::run::{Run, RunError, RunHeader};
 
+use super::file_system::DiskFile;
 use super::files;
 use super::index::{Shared, seek};
 
@@ -141,7 +141,7 @@ enum Progress {
 
 /// A place in a segment. The file stays what it is while this holds it: a trimmed one is removed then, not overwritten.
 struct Place {
-    file: Arc<File>,
+    file: Arc<dyn DiskFile>,
     at: u64,
     last: RunIndex,
 }
@@ -149,10 +149,10 @@ struct Place {
 impl Place {
     /// Appends the runs from `next` on.
     fn read(&self, runs: &mut Vec<Run>, mut next: RunIndex, bytes: &mut usize, bytes_max: usize) -> Result<Progress, ReadError> {
-        let (_, mut at) = seek(&self.file, self.at, next).map_err(|source| ReadError::Io { run: next, source })?;
+        let (_, mut at) = seek(&*self.file, self.at, next).map_err(|source| ReadError::Io { run: next, source })?;
         let mut want = READ_BYTES.min(bytes_max.max(1));
         while next <= self.last {
-            let mut chunk = files::read_at(&self.file, at, want).map_err(|source| ReadError::Io { run: next, source })?;
+            let mut chunk = files::read_at(&*self.file, at, want).map_err(|source| ReadError::Io { run: next, source })?;
             let read = chunk.len();
             loop {
                 match Run::split_from(&mut chunk) {

@@ -1,10 +1,8 @@
 //! Opening the log again: what is there, where it ends, and what that is worth.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::Advice;
 use voter_mesh::ids::{Identity, RaftId, RunIndex, Term};
 use voter_mesh::log::{
     END_BYTES, LOG_FORMAT_VERSION, MARK_AT, Mark, MarkSlots, RECORDS_AT, SECTOR_BYTES, SegmentError, SegmentHeader, SegmentKind,
@@ -14,6 +12,7 @@ use voter_mesh::run::{RUN_WHOLE_BYTES_MAX, Run, Tail};
 
 use super::data_dir::DataDir;
 use super::error::{At, DiskError};
+use super::file_system::{DiskFile, FileSystem, Open};
 use super::files;
 use super::index::{Extent, Index, Shared};
 use super::log::{Active, Log, LogOptions, segment_path};
@@ -49,7 +48,7 @@ pub struct LogRecovered {
 /// A segment whose header is good.
 struct Segment {
     header: SegmentHeader,
-    file: File,
+    file: Arc<dyn DiskFile>,
     path: PathBuf,
 }
 
@@ -68,16 +67,15 @@ impl Log {
         options: LogOptions,
         visit: &mut dyn FnMut(&Run),
     ) -> Result<(Self, LogRecovered), DiskError> {
-        let directory = dir.log_path();
-        let found = Found::list(&directory)?;
-        let (segments, void) = select(found.read_headers(Some((identity, id)))?);
+        let (files, directory) = (Arc::clone(dir.files()), dir.log_path());
+        let found = Found::list(&*files, &directory)?;
+        let (segments, void) = select(found.read_headers(&*files, Some((identity, id)))?);
         let Some(newest) = segments.last() else { return Err(DiskError::NoLog { path: directory }) };
         // What the process before this one wrote may not be synced, and after a sync that failed the cache may hold what the disk
         // does not: sync, forget, read.
-        files::sync_data(&newest.file, &newest.path)?;
-        files::sync_directory(&directory)?;
-        // Advice may be refused without harm.
-        let _ = rustix::fs::fadvise(&newest.file, 0, None, Advice::DontNeed);
+        files::sync_data(&*newest.file, &newest.path)?;
+        files::sync_directory(&*files, &directory)?;
+        newest.file.forget_cache();
         let mark = read_mark(newest)?;
 
         let mut walk = Walk::new(identity, snapshot.copied(), segments[0].header.before, visit);
@@ -92,13 +90,13 @@ impl Log {
         let mut active = None;
         while let Some(Segment { header, file, path }) = segments.next() {
             let until = segments.peek().map(|next| next.header.before);
-            let mut extent = Extent::new(Arc::new(file), path, header.before);
+            let mut extent = Extent::new(file, path, header.before);
             whole &= walk.tail == header.before;
             if whole {
                 torn = walk.segment(&mut extent, until.map(|before| before.run))?;
             }
             if until.is_none() {
-                let bytes = extent.file.metadata().at("inspect", &extent.path)?.len();
+                let bytes = extent.file.len().at("inspect", &extent.path)?;
                 active = Some(Active {
                     file: Arc::clone(&extent.file),
                     path: extent.path.clone(),
@@ -119,7 +117,7 @@ impl Log {
         let Some(active) = active else { return Err(DiskError::NoLog { path: directory }) };
 
         for path in void.into_iter().chain(found.temporary) {
-            files::remove(&path)?;
+            files::remove(&*files, &path)?;
         }
         let verdict = judge(&tail, torn, &mark);
         let must_reach = match verdict {
@@ -134,7 +132,8 @@ impl Log {
         let mark = Mark { term, vote, must_reach, synced_through: tail.run, ..mark };
         let shared = Shared::new(Index { extents: extents.into(), durable: tail.run, ..Index::default() });
         let (spares, pending) = (found.spares, Vec::new());
-        let mut log = Self { directory, identity, id, options, mark, tail, active, spares, shared, pending, unsynced: false };
+        let mut log =
+            Self { files, directory, identity, id, options, mark, tail, active, spares, shared, pending, unsynced: false };
         let mut recovered = LogRecovered {
             term,
             vote,
@@ -164,8 +163,8 @@ impl Log {
 }
 
 /// Whether the directory holds a log that ever held anything, or one that cannot be read.
-pub(super) fn is_used(directory: &Path) -> Result<bool, DiskError> {
-    let segments = Found::list(directory)?.read_headers(None)?;
+pub(super) fn is_used(files: &dyn FileSystem, directory: &Path) -> Result<bool, DiskError> {
+    let segments = Found::list(files, directory)?.read_headers(files, None)?;
     for segment in &segments {
         let mark = read_mark(segment)?;
         if segments.len() > 1 || mark.term > Term(0) || mark.last != segment.header.before {
@@ -183,9 +182,9 @@ struct Found {
 }
 
 impl Found {
-    fn list(directory: &Path) -> Result<Self, DiskError> {
+    fn list(files: &dyn FileSystem, directory: &Path) -> Result<Self, DiskError> {
         let mut found = Self { segments: Vec::new(), spares: Vec::new(), temporary: Vec::new() };
-        for (name, path) in files::list(directory)? {
+        for (name, path) in files::list(files, directory)? {
             match name.split_once('.') {
                 Some((sequence, "seg")) => match u64::from_str_radix(sequence, 16) {
                     Ok(sequence) if path == segment_path(directory, sequence) => found.segments.push((sequence, path)),
@@ -200,12 +199,12 @@ impl Found {
     }
 
     /// Opens the segments, oldest first, and checks their headers; `owner` is whose they must be.
-    fn read_headers(&self, owner: Option<(Identity, RaftId)>) -> Result<Vec<Segment>, DiskError> {
+    fn read_headers(&self, files: &dyn FileSystem, owner: Option<(Identity, RaftId)>) -> Result<Vec<Segment>, DiskError> {
         let mut segments = Vec::with_capacity(self.segments.len());
         for (sequence, path) in &self.segments {
             let path = path.clone();
-            let file = files::open(&path)?;
-            let header = match SegmentHeader::decode(&read_sector(&file, &path, 0)?) {
+            let file = files::open(files, &path, Open::Write)?;
+            let header = match SegmentHeader::decode(&read_sector(&*file, &path, 0)?) {
                 Ok(header) => header,
                 Err(SegmentError::Newer { found }) => return Err(DiskError::Newer { path, found, known: LOG_FORMAT_VERSION }),
                 Err(error) => return Err(DiskError::Damaged { path, why: error.to_string() }),
@@ -214,7 +213,7 @@ impl Found {
                 let (found, expected) = (whose(&header.identity, header.id), whose(&identity, id));
                 return Err(DiskError::Foreign { path, found, expected });
             }
-            if file.metadata().at("inspect", &path)?.len() < RECORDS_AT {
+            if file.len().at("inspect", &path)? < RECORDS_AT {
                 return Err(DiskError::Damaged { path, why: "it is too short".into() });
             }
             if header.sequence != *sequence {
@@ -233,7 +232,7 @@ fn whose(identity: &Identity, id: RaftId) -> String {
     format!("server {id} of cluster {}, epoch {}, room {}", identity.cluster, identity.epoch, identity.room)
 }
 
-fn read_sector(file: &File, path: &Path, at: u64) -> Result<[u8; SECTOR_BYTES], DiskError> {
+fn read_sector(file: &dyn DiskFile, path: &Path, at: u64) -> Result<[u8; SECTOR_BYTES], DiskError> {
     let bytes = files::read_at(file, at, SECTOR_BYTES).at("read", path)?;
     // Too short to hold one: no checksum will match.
     Ok(bytes.as_ref().try_into().unwrap_or([0; SECTOR_BYTES]))
@@ -242,7 +241,7 @@ fn read_sector(file: &File, path: &Path, at: u64) -> Result<[u8; SECTOR_BYTES], 
 fn read_mark(segment: &Segment) -> Result<Mark, DiskError> {
     let mut slots = [None; 2];
     for (slot, (mark, at)) in slots.iter_mut().zip(MARK_AT).enumerate() {
-        *mark = Mark::decode(&read_sector(&segment.file, &segment.path, at)?, segment.header.sequence, slot);
+        *mark = Mark::decode(&read_sector(&*segment.file, &segment.path, at)?, segment.header.sequence, slot);
     }
     MarkSlots(slots).newest().map_err(|error| DiskError::Damaged { path: segment.path.clone(), why: error.to_string() })
 }
@@ -299,7 +298,7 @@ impl<'a> Walk<'a> {
     /// Walks one segment up to run `until`, or to where the log ends; whether something else than zeros stands there.
     fn segment(&mut self, extent: &mut Extent, until: Option<RunIndex>) -> Result<bool, DiskError> {
         loop {
-            let mut bytes = files::read_at(&extent.file, extent.end, READ_BYTES).at("read", &extent.path)?;
+            let mut bytes = files::read_at(&*extent.file, extent.end, READ_BYTES).at("read", &extent.path)?;
             let at_end_of_file = bytes.len() < READ_BYTES;
             loop {
                 if until.is_some_and(|until| self.tail.run >= until) {

@@ -3,8 +3,7 @@
 //! A file is written, or received from a peer, under a temporary name; it gets its real one when it is whole, checked and synced. So
 //! whatever stands under a real name was good once, and opening the store checks that it still is.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, BufWriter, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,7 +15,8 @@ use voter_mesh::snapshot::{Hashing, SnapshotMeta};
 
 use super::data_dir::DataDir;
 use super::error::{At, DiskError};
-use super::files;
+use super::file_system::{DiskFile, FileSystem, Open};
+use super::files::{self, Stream};
 
 /// Bytes that a snapshot's file may have. It bounds what a peer can make this server write.
 pub const SNAPSHOT_BYTES_MAX: u64 = 64 << 30;
@@ -60,6 +60,7 @@ pub struct SnapshotStore {
 
 #[derive(Debug)]
 struct Inner {
+    files: Arc<dyn FileSystem>,
     directory: PathBuf,
     identity: Identity,
     /// The whole ones, oldest first.
@@ -79,14 +80,14 @@ impl SnapshotStore {
     /// # Errors
     /// `Foreign` and `Newer`, with nothing changed; `Io`.
     pub fn open(dir: &DataDir, identity: Identity) -> Result<Self, DiskError> {
-        let directory = dir.snapshots_path();
+        let (files, directory) = (Arc::clone(dir.files()), dir.snapshots_path());
         let mut metas = Vec::new();
-        for (name, path) in files::list(&directory)? {
+        for (name, path) in files::list(&*files, &directory)? {
             match name.rsplit_once('.') {
-                Some((_, "tmp")) => files::remove(&path)?,
+                Some((_, "tmp")) => files::remove(&*files, &path)?,
                 Some((_, "snap")) => {
-                    let file = File::open(&path).at("open", &path)?;
-                    match check_whole(file, &path, &identity) {
+                    let file = files::open(&*files, &path, Open::Read)?;
+                    match check_whole(&file, &path, &identity) {
                         Ok(meta) if path == snapshot_path(&directory, &meta.tail) => metas.push(meta),
                         Ok(_) => tracing::error!(path = %path.display(), "snapshot is named as another; passed over"),
                         Err(error @ DiskError::Damaged { .. }) => tracing::error!(%error, "snapshot passed over"),
@@ -98,7 +99,7 @@ impl SnapshotStore {
         }
         metas.sort_by_key(|meta| meta.tail.run);
         let kept = Mutex::new(Kept { metas, temporary_ever: 0 });
-        Ok(Self { inner: Arc::new(Inner { directory, identity, kept }) })
+        Ok(Self { inner: Arc::new(Inner { files, directory, identity, kept }) })
     }
 
     /// The newest whole snapshot.
@@ -126,8 +127,8 @@ impl SnapshotStore {
         let temporary = self.temporary(&meta.tail)?;
         check_identity(&temporary.path, &meta.identity, &self.inner.identity)?;
         let path = &temporary.path;
-        let mut to =
-            Chunked { to: BufWriter::with_capacity(256 << 10, &temporary.file), hash: Sha256::new(), chunks: vec![], bytes: 0 };
+        let file = BufWriter::with_capacity(256 << 10, Stream::new(Arc::clone(&temporary.file), 0));
+        let mut to = Chunked { to: file, hash: Sha256::new(), chunks: vec![], bytes: 0 };
         to.write_all(&encode_header(&meta)).at("write", path)?;
         meta.state_hash = write_section(&mut to, state).at("write", path)?;
         let state_bytes = to.bytes - HEADER_BYTES as u64;
@@ -167,11 +168,11 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// `Io` if it is gone already.
-    pub fn open_raw(&self, meta: &SnapshotMeta) -> Result<(File, u64), DiskError> {
+    pub fn open_raw(&self, meta: &SnapshotMeta) -> Result<(impl Read + Send + use<>, u64), DiskError> {
         let path = snapshot_path(&self.inner.directory, &meta.tail);
-        let file = File::open(&path).at("open", &path)?;
-        let bytes = file.metadata().at("inspect", &path)?.len();
-        Ok((file, bytes))
+        let file = files::open(&*self.inner.files, &path, Open::Read)?;
+        let bytes = file.len().at("inspect", &path)?;
+        Ok((Stream::new(file, 0), bytes))
     }
 
     /// Begins to take a peer's snapshot file of `total` bytes that is said to hold `meta`.
@@ -199,15 +200,16 @@ impl SnapshotStore {
             kept.temporary_ever
         };
         let path = snapshot_path(&self.inner.directory, tail).with_extension(format!("{number}.tmp"));
-        Ok(Temporary { file: files::open_new(&path)?, path, keep: false })
+        let files = Arc::clone(&self.inner.files);
+        Ok(Temporary { file: files::open(&*files, &path, Open::New)?, files, path, keep: false })
     }
 
     /// Gives a whole file its real name, and lets the oldest go.
     fn adopt(&self, mut temporary: Temporary, meta: SnapshotMeta) -> Result<SnapshotMeta, DiskError> {
-        files::sync_data(&temporary.file, &temporary.path)?;
+        files::sync_data(&*temporary.file, &temporary.path)?;
         // Held over the rename: two that end at once keep the same two.
         let mut kept = self.kept();
-        files::rename(&temporary.path, &snapshot_path(&self.inner.directory, &meta.tail))?;
+        files::rename(&*self.inner.files, &temporary.path, &snapshot_path(&self.inner.directory, &meta.tail))?;
         temporary.keep = true;
         kept.metas.retain(|other| other.tail.run != meta.tail.run || other.tail.term != meta.tail.term);
         kept.metas.push(meta.clone());
@@ -215,9 +217,9 @@ impl SnapshotStore {
         let excess = kept.metas.len().saturating_sub(KEPT);
         kept.metas.drain(..excess);
         let names: Vec<_> = kept.metas.iter().map(|meta| snapshot_path(&self.inner.directory, &meta.tail)).collect();
-        for (_, path) in files::list(&self.inner.directory)? {
+        for (_, path) in files::list(&*self.inner.files, &self.inner.directory)? {
             if path.extension().is_some_and(|extension| extension == "snap") && !names.contains(&path) {
-                files::remove(&path)?;
+                files::remove(&*self.inner.files, &path)?;
             }
         }
         Ok(meta)
@@ -229,10 +231,10 @@ impl SnapshotStore {
         place: impl FnOnce(&SnapshotIndex) -> (u64, u64),
     ) -> Result<Box<dyn Read + Send>, DiskError> {
         let path = snapshot_path(&self.inner.directory, &meta.tail);
-        let mut file = File::open(&path).at("open", &path)?;
-        let (index, _) = read_index(&mut file, &path, &self.inner.identity)?;
+        let file = files::open(&*self.inner.files, &path, Open::Read)?;
+        let (index, _) = read_index(&*file, &path, &self.inner.identity)?;
         let (at, bytes) = place(&index);
-        Ok(Box::new(section(file, at, bytes).at("read", &path)?))
+        Ok(Box::new(section(&file, at, bytes).at("read", &path)?))
     }
 }
 
@@ -265,7 +267,7 @@ impl Receiving {
                 format!("a chunk at {offset} of {} bytes came when {} of {} were there", bytes.len(), self.received, self.total);
             return Err(DiskError::Damaged { path: path.clone(), why });
         }
-        (&self.temporary.file).write_all(bytes).at("write", path)?;
+        files::write_slices_at(&*self.temporary.file, path, &mut [IoSlice::new(bytes)], offset)?;
         self.received += bytes.len() as u64;
         Ok(())
     }
@@ -278,19 +280,17 @@ impl Receiving {
     pub fn finish(self) -> Result<SnapshotMeta, DiskError> {
         let Self { store, temporary, meta, .. } = self;
         let damaged = |why: String| DiskError::Damaged { path: temporary.path.clone(), why };
-        let open = || File::open(&temporary.path).at("open", &temporary.path);
-        let found = check_whole(open()?, &temporary.path, &store.inner.identity)?;
+        let found = check_whole(&temporary.file, &temporary.path, &store.inner.identity)?;
         if found != meta {
             return Err(damaged(format!("it holds run {} of term {}, or not what was announced", found.tail.run, found.tail.term)));
         }
-        let mut file = open()?;
-        let (index, _) = read_index(&mut file, &temporary.path, &store.inner.identity)?;
+        let (index, _) = read_index(&*temporary.file, &temporary.path, &store.inner.identity)?;
         let state_at = HEADER_BYTES as u64;
         for (at, bytes, hash, name) in [
             (state_at, index.state_bytes, meta.state_hash, "state"),
             (state_at + index.state_bytes, index.sessions_bytes, meta.sessions_hash, "session table"),
         ] {
-            let mut hashing = Hashing::new(section(open()?, at, bytes).at("read", &temporary.path)?);
+            let mut hashing = Hashing::new(section(&temporary.file, at, bytes).at("read", &temporary.path)?);
             io::copy(&mut hashing, &mut io::sink()).map_err(|error| damaged(format!("the {name} does not unpack: {error}")))?;
             if hashing.finish() != hash {
                 return Err(damaged(format!("the {name}'s hash does not match")));
@@ -303,7 +303,8 @@ impl Receiving {
 /// A file under a temporary name, removed unless it gets a real one.
 #[derive(Debug)]
 struct Temporary {
-    file: File,
+    files: Arc<dyn FileSystem>,
+    file: Arc<dyn DiskFile>,
     path: PathBuf,
     keep: bool,
 }
@@ -312,7 +313,7 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.keep {
             // Opening the store removes it otherwise.
-            let _ = fs::remove_file(&self.path);
+            let _ = self.files.remove(&self.path);
         }
     }
 }
@@ -361,9 +362,8 @@ fn write_section(to: &mut impl Write, content: impl FnOnce(&mut dyn Write) -> io
     Ok(hash)
 }
 
-fn section(mut file: File, at: u64, bytes: u64) -> io::Result<zstd::Decoder<'static, BufReader<io::Take<File>>>> {
-    file.seek(SeekFrom::Start(at))?;
-    zstd::Decoder::new(file.take(bytes))
+fn section(file: &Arc<dyn DiskFile>, at: u64, bytes: u64) -> io::Result<zstd::Decoder<'static, BufReader<io::Take<Stream>>>> {
+    zstd::Decoder::new(Stream::new(Arc::clone(file), at).take(bytes))
 }
 
 fn snapshot_path(directory: &Path, tail: &Tail) -> PathBuf {
@@ -416,14 +416,13 @@ fn check_identity(path: &Path, found: &Identity, expected: &Identity) -> Result<
 }
 
 /// Reads and checks header, trailer and index; returns the index and where it begins. The sections are not looked at.
-fn read_index(file: &mut File, path: &Path, identity: &Identity) -> Result<(SnapshotIndex, u64), DiskError> {
+fn read_index(file: &dyn DiskFile, path: &Path, identity: &Identity) -> Result<(SnapshotIndex, u64), DiskError> {
     let damaged = |why: &str| DiskError::Damaged { path: path.into(), why: why.into() };
-    let bytes = file.metadata().at("inspect", path)?.len();
+    let bytes = file.len().at("inspect", path)?;
     if bytes < (HEADER_BYTES + TRAILER_BYTES) as u64 {
         return Err(damaged("it is too short"));
     }
-    let mut header = [0; HEADER_BYTES];
-    file.read_exact(&mut header).at("read", path)?;
+    let header: [u8; HEADER_BYTES] = read_block(file, path, 0)?;
     if header[..8] != MAGIC || !is_sealed(&header) {
         return Err(damaged("its header does not check"));
     }
@@ -437,8 +436,7 @@ fn read_index(file: &mut File, path: &Path, identity: &Identity) -> Result<(Snap
     check_identity(path, &Identity { cluster: ClusterId(cluster), epoch, room }, identity)?;
 
     let trailer_at = bytes - TRAILER_BYTES as u64;
-    let mut trailer = [0; TRAILER_BYTES];
-    file.seek(SeekFrom::Start(trailer_at)).and_then(|_| file.read_exact(&mut trailer)).at("read", path)?;
+    let trailer: [u8; TRAILER_BYTES] = read_block(file, path, trailer_at)?;
     let (at, index_bytes) = (number(&trailer[8..16]), number(&trailer[16..24]));
     if trailer[..8] != END_MAGIC || !is_sealed(&trailer) || at.checked_add(index_bytes) != Some(trailer_at) {
         return Err(damaged("its trailer does not check"));
@@ -446,12 +444,11 @@ fn read_index(file: &mut File, path: &Path, identity: &Identity) -> Result<(Snap
     if index_bytes > INDEX_BYTES_MAX {
         return Err(damaged("its index is over the limit"));
     }
-    let mut index = vec![0; index_bytes as usize];
-    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut index)).at("read", path)?;
+    let index = files::read_at(file, at, index_bytes as usize).at("read", path)?;
     if Sha256::digest(&index)[..] != trailer[24..56] {
         return Err(damaged("its index's hash does not match"));
     }
-    let index: SnapshotIndex = ciborium::from_reader(index.as_slice()).map_err(|error| damaged(&error.to_string()))?;
+    let index: SnapshotIndex = ciborium::from_reader(index.as_ref()).map_err(|error| damaged(&error.to_string()))?;
     let sections = (HEADER_BYTES as u64).checked_add(index.state_bytes).and_then(|end| end.checked_add(index.sessions_bytes));
     if sections != Some(at) || index.chunks.len() as u64 != at.div_ceil(CHUNK_BYTES as u64) * 32 {
         return Err(damaged("its index does not fit its sections"));
@@ -464,12 +461,17 @@ fn read_index(file: &mut File, path: &Path, identity: &Identity) -> Result<(Snap
     Ok((index, at))
 }
 
+/// Reads a block; one that the file is too short for is zeros, which no checksum matches.
+fn read_block<const BYTES: usize>(file: &dyn DiskFile, path: &Path, at: u64) -> Result<[u8; BYTES], DiskError> {
+    Ok(files::read_at(file, at, BYTES).at("read", path)?.as_ref().try_into().unwrap_or([0; BYTES]))
+}
+
 /// Reads the whole file and checks every chunk; returns what it holds.
-fn check_whole(mut file: File, path: &Path, identity: &Identity) -> Result<SnapshotMeta, DiskError> {
-    let (index, at) = read_index(&mut file, path, identity)?;
-    file.seek(SeekFrom::Start(0)).at("read", path)?;
+fn check_whole(file: &Arc<dyn DiskFile>, path: &Path, identity: &Identity) -> Result<SnapshotMeta, DiskError> {
+    let (index, at) = read_index(&**file, path, identity)?;
     let mut sections = Chunked { to: io::sink(), hash: Sha256::new(), chunks: vec![], bytes: 0 };
-    io::copy(&mut BufReader::with_capacity(256 << 10, file.take(at)), &mut sections).at("read", path)?;
+    io::copy(&mut BufReader::with_capacity(256 << 10, Stream::new(Arc::clone(file), 0).take(at)), &mut sections)
+        .at("read", path)?;
     let (_, chunks) = sections.finish();
     match index.chunks.chunks(32).zip(chunks.chunks(32)).position(|(expected, found)| expected != found) {
         None if chunks.len() == index.chunks.len() => Ok(index.meta),

@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tempfile::TempDir;
 use voter_mesh::entry::{EntryKind, EntrySpec, entry};
-use voter_mesh::ids::{ClusterId, Epoch, Identity, RaftId, RoomId, RunIndex, Seat, Term, TimeMs};
+use voter_mesh::ids::{ClusterId, DirectoryId, Epoch, Identity, RaftId, RoomId, RunIndex, Seat, Term, TimeMs};
 use voter_mesh::run::{Run, Tail};
 
 use super::*;
@@ -17,6 +18,7 @@ mod directory;
 mod log;
 mod snapshots;
 mod speed;
+mod watched;
 mod writer;
 
 const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]), epoch: Epoch(1), room: RoomId(0) };
@@ -61,8 +63,12 @@ fn batch(term: u64, runs: &[Run]) -> Batch {
 
 /// A new directory with an empty log behind snapshot zero.
 fn formed() -> (TempDir, DataDir, Log) {
+    formed_on(Arc::new(OsFiles))
+}
+
+fn formed_on(files: Arc<dyn FileSystem>) -> (TempDir, DataDir, Log) {
     let temporary = temporary();
-    let dir = DataDir::open(temporary.path()).unwrap();
+    let dir = DataDir::open_on(files, temporary.path(), DirectoryId([3; 16])).unwrap();
     let log = Log::create(&dir, IDENTITY, ID, Tail::zero(&IDENTITY), SMALL).unwrap();
     (temporary, dir, log)
 }

@@ -1,26 +1,31 @@
 //! What a crash can leave, and that it is never less than what was confirmed.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::Mutex;
 
 use voter_mesh::log::{MARK_AT, RECORDS_AT, Verdict};
 
+use super::watched::Watched;
 use super::*;
-use crate::disk::files::ON_STEP;
 
 const SEGMENT: &str = "log/0000000000000001.seg";
 
 /// Pictures of the directory after each file operation that `deed` makes.
-fn pictures(path: &Path, deed: impl FnOnce()) -> Vec<(&'static str, TempDir)> {
-    let taken = Rc::new(RefCell::new(vec![("before", copied(path))]));
-    let (into, path) = (Rc::clone(&taken), path.to_path_buf());
-    ON_STEP.set(Some(Box::new(move |what| {
-        into.borrow_mut().push((what, copied(&path)));
+fn pictures(watched: &Watched, path: &Path, deed: impl FnOnce()) -> Vec<(&'static str, TempDir)> {
+    let taken = Arc::new(Mutex::new(vec![("before", copied(path))]));
+    let (into, path) = (Arc::clone(&taken), path.to_path_buf());
+    watched.watch(move |what| {
+        into.lock().unwrap().push((what, copied(&path)));
         Ok(())
-    })));
+    });
     deed();
-    ON_STEP.set(None);
-    Rc::into_inner(taken).unwrap().into_inner()
+    watched.stop();
+    Arc::into_inner(taken).unwrap().into_inner().unwrap()
+}
+
+fn formed_watched() -> (Watched, TempDir, DataDir, Log) {
+    let watched = Watched::default();
+    let (temporary, dir, log) = formed_on(Arc::new(watched.clone()));
+    (watched, temporary, dir, log)
 }
 
 /// Opens a picture, appends to it and opens it again; returns what it first held.
@@ -98,13 +103,13 @@ fn whichever_sectors_of_a_pass_reach_the_disk_nothing_confirmed_is_missing() {
 #[test]
 fn a_crash_at_any_step_of_a_cut_leaves_the_old_log_or_the_new_one() {
     for keep in [3, 4, 9, 18] {
-        let (temporary, _dir, mut log) = formed();
+        let (watched, temporary, _dir, mut log) = formed_watched();
         let old = runs(Tail::zero(&IDENTITY), 2, 18, 100);
         write(&mut log, &Batch { commit: RunIndex(3), ..batch(2, &old) });
         let kept = &old[..keep - 1];
         let new = runs(kept[keep - 2].header().tail(), 4, 9, 110);
         let cut = Batch { keep_through: Some(RunIndex(keep as u64)), ..batch(4, &new) };
-        let pictures = pictures(temporary.path(), || write(&mut log, &cut));
+        let pictures = pictures(&watched, temporary.path(), || write(&mut log, &cut));
         assert!(pictures.len() > 8);
         let whole = [kept, &new].concat();
         for (at, (step, picture)) in pictures.iter().enumerate() {
@@ -121,13 +126,13 @@ fn a_crash_at_any_step_of_a_cut_leaves_the_old_log_or_the_new_one() {
 
 #[test]
 fn a_crash_at_any_step_of_an_install_leaves_the_old_log_or_the_new_one() {
-    let (temporary, _dir, mut log) = formed();
+    let (watched, temporary, _dir, mut log) = formed_watched();
     let old = runs(Tail::zero(&IDENTITY), 2, 18, 100);
     write(&mut log, &Batch { commit: RunIndex(3), ..batch(2, &old) });
     let far = runs(Tail::zero(&IDENTITY), 3, 50, 100)[49].header().tail();
     let new = runs(far, 4, 9, 100);
     let install = Batch { install: Some(far), commit: far.run, ..batch(4, &new) };
-    for (at, (step, picture)) in pictures(temporary.path(), || write(&mut log, &install)).iter().enumerate() {
+    for (at, (step, picture)) in pictures(&watched, temporary.path(), || write(&mut log, &install)).iter().enumerate() {
         let with_snapshot = copied(picture.path());
         let (_, found) = open_append_open(picture.path(), 5);
         assert!(found == old || new.starts_with(&found), "step {at} ({step}): {found:?}");
@@ -143,10 +148,10 @@ fn a_crash_at_any_step_of_an_install_leaves_the_old_log_or_the_new_one() {
 
 #[test]
 fn a_crash_at_any_step_of_rotating_and_trimming_loses_nothing_that_was_to_stay() {
-    let (temporary, _dir, mut log) = formed();
+    let (watched, temporary, _dir, mut log) = formed_watched();
     let written = runs(Tail::zero(&IDENTITY), 1, 30, 100);
     write(&mut log, &batch(1, &written[..20]));
-    let pictures = pictures(temporary.path(), || {
+    let pictures = pictures(&watched, temporary.path(), || {
         log.trim(RunIndex(17)).unwrap();
         write(&mut log, &batch(1, &written[20..]));
     });
@@ -161,9 +166,9 @@ fn a_crash_at_any_step_of_rotating_and_trimming_loses_nothing_that_was_to_stay()
 
 #[test]
 fn a_crash_at_any_step_of_forming_leaves_nothing_that_hinders_the_next_attempt() {
-    let temporary = temporary();
-    let dir = DataDir::open(temporary.path()).unwrap();
-    let pictures = pictures(temporary.path(), || {
+    let (temporary, watched) = (temporary(), Watched::default());
+    let dir = DataDir::open_on(Arc::new(watched.clone()), temporary.path(), DirectoryId([3; 16])).unwrap();
+    let pictures = pictures(&watched, temporary.path(), || {
         Log::create(&dir, IDENTITY, ID, Tail::zero(&IDENTITY), SMALL).unwrap();
     });
     for (step, picture) in pictures {
@@ -189,12 +194,12 @@ fn an_error_at_any_step_is_reported_and_costs_nothing_that_was_confirmed() {
     ];
     let mut failures = 0;
     for fail_at in 0.. {
-        let (temporary, dir, mut log) = formed();
+        let (watched, temporary, dir, mut log) = formed_watched();
         let mut steps = 0;
-        ON_STEP.set(Some(Box::new(move |_| {
+        watched.watch(move |_| {
             steps += 1;
             if steps > fail_at { Err(std::io::Error::from_raw_os_error(5)) } else { Ok(()) }
-        })));
+        });
         let mut confirmed: &[Run] = &[];
         let failed = script.iter().find(|(batch, _, after)| {
             let done = log.take(batch).is_ok() && log.sync().is_ok();
@@ -203,7 +208,7 @@ fn an_error_at_any_step_is_reported_and_costs_nothing_that_was_confirmed() {
             }
             !done
         });
-        ON_STEP.set(None);
+        watched.stop();
         drop((log, dir));
         let Some((_, base, after)) = failed else { break };
         failures += 1;
