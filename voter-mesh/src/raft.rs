@@ -12,6 +12,7 @@
 
 mod change;
 mod convert;
+mod disk;
 mod forward;
 mod membership;
 mod reads;
@@ -32,6 +33,7 @@ use bytes::Bytes;
 use raft::eraftpb::{EntryType, Message as RaftMessage, MessageType};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
+use self::disk::OwnDisk;
 use self::forward::Book;
 pub use self::membership::AdminRefused;
 use self::reads::{Asker, Asking, Rounds};
@@ -124,6 +126,10 @@ pub struct Voter {
     /// A configuration that is in the log and not applied.
     config_pending: Option<RunIndex>,
     changing: Option<Changing>,
+    disk: OwnDisk,
+    /// The leader refused for want of room, and has sealed nothing of ours since.
+    leader_is_full: bool,
+    appends_dropped: u64,
     role: (Term, RaftRole, Option<RaftId>),
     overloaded: bool,
     last_write: u64,
@@ -221,6 +227,9 @@ impl Voter {
             started: false,
             config_pending: last_config,
             changing: None,
+            disk: OwnDisk::default(),
+            leader_is_full: false,
+            appends_dropped: 0,
             role: (term, RaftRole::Follower, None),
             overloaded: false,
             last_write: 0,
@@ -325,9 +334,15 @@ impl Voter {
             Message::Forward { batch, entries } => self.forwarded(from, batch, entries),
             // A leader that is deposed by now promised what the next one may not keep: that one was asked again.
             Message::Taken { term, .. } if term.0 < self.raw.raft.term => {}
-            Message::Taken { batch, term, first } => self.book.taken(batch, term, first, &self.handed),
+            Message::Taken { batch, term, first } => {
+                self.leader_is_full = false;
+                self.book.taken(batch, term, first, &self.handed);
+            }
             Message::Refused { batch, why: ForwardRefusal::Malformed, .. } => self.book.drop_batch(batch),
-            Message::Refused { batch, .. } => self.book.refused(batch, now),
+            Message::Refused { batch, why, .. } => {
+                // It is offered again and again, and so finds out when there is room.
+                self.leader_is_full = self.book.refused(batch, now) && why == ForwardRefusal::DiskFull;
+            }
             Message::ReadIndex { nonce } => {
                 if self.is_leader() {
                     self.rounds.ask(Asker::Peer(from, nonce));
@@ -351,9 +366,13 @@ impl Voter {
     /// Entries of this server's clients, laid out end to end. They are kept until they are committed.
     ///
     /// # Errors
-    /// [`ProposeRefused::Overloaded`]: nothing was kept; offer them again later.
+    /// [`ProposeRefused`]: nothing was kept; offer them again after [`Event::Overloaded`].
     pub fn handle_propose(&mut self, entries: Bytes, now: Time) -> Result<(), ProposeRefused> {
         self.now = now;
+        if self.waits_for_room() {
+            self.overloaded = true;
+            return Err(ProposeRefused::DiskFull);
+        }
         if self.book.bytes() + entries.len() > self.options.limits.forward_bytes_max && self.book.bytes() > 0 {
             self.overloaded = true;
             return Err(ProposeRefused::Overloaded);
@@ -363,9 +382,16 @@ impl Voter {
     }
 
     /// A linearizable read waits for its index: [`Event::ReadReady`] gives it. Its deadline is the owner's, with [`Voter::cancel_read`].
-    pub fn handle_read(&mut self, read: ReadId, now: Time) {
+    ///
+    /// # Errors
+    /// [`ReadRefused`]: it does not wait; ask again later.
+    pub fn handle_read(&mut self, read: ReadId, now: Time) -> Result<(), ReadRefused> {
         self.now = now;
+        if self.asking.len() >= self.options.limits.reads_max {
+            return Err(ReadRefused::Overloaded);
+        }
         self.asking.add(read);
+        Ok(())
     }
 
     /// Nobody waits for this read any more.
@@ -382,6 +408,7 @@ impl Voter {
         };
         self.written = self.written.max(number);
         self.release();
+        self.time_confirmed(self.options.id);
         self.stepped();
     }
 
@@ -550,7 +577,10 @@ impl Voter {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let hint = self.hint.as_ref().map(|hint| (hint.at, "torn link"));
-        let parked = self.destination().and_then(|_| self.book.next_due()).map(|at| (at, "parked proposals"));
+        let parked = self
+            .destination()
+            .and_then(|_| self.book.next_due(self.options.limits.forward_in_flight_bytes_max, self.now))
+            .map(|at| (at, "parked proposals"));
         let reads = self.leader().and_then(|_| self.asking.next_due()).map(|at| (at, "reads to ask for again"));
         [Some((self.next_tick, "tick")), hint, parked, reads].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -572,6 +602,8 @@ impl Voter {
             last: self.raw.store().tail.run,
             last_term: self.raw.store().tail.term,
             suspect: self.suspect.is_some(),
+            disk: if self.disk.is_full() { DiskState::Full } else { DiskState::Good },
+            appends_dropped: self.appends_dropped,
             peers: if raft.state == StateRole::Leader { raft.prs().iter().map(progress).collect() } else { BTreeMap::new() },
         }
     }
@@ -616,20 +648,21 @@ impl Voter {
         RaftId(self.raw.raft.leader_id).some()
     }
 
-    /// Who takes batches now: the leader, if it can be reached and is not handing over.
+    /// Who takes batches now: the leader, if it can be reached and is not handing over; this server not while it has no room.
     fn destination(&self) -> Option<RaftId> {
         let leader = self.leader()?;
-        let takes = if self.is_leader() { !self.is_transferring() } else { self.peers.contains(&leader) };
+        let takes = if self.is_leader() { !self.is_transferring() && !self.disk.is_full() } else { self.peers.contains(&leader) };
         takes.then_some(leader)
     }
 
     /// Whether this replica may ask for votes. Not as a standby; not while it lacks what it lost, or may vote twice in the next term;
-    /// not before a snapshot that it took is applied (the crate would look for the runs below it); and where its own vote is enough,
+    /// not without room for what a leader writes; not before a snapshot that it took is applied (the crate would look for the runs below it); and where its own vote is enough,
     /// only when its disk has everything (the crate counts on that at once).
     fn may_campaign(&self) -> bool {
         let (raft, log) = (&self.raw.raft, &self.raw.raft.raft_log);
         raft.promotable()
             && self.suspect.is_none()
+            && !self.disk.is_full()
             && self.lost_vote_through().is_none_or(|term| term.is_some_and(|term| raft.term >= term.0))
             && log.applied + 1 >= log.first_index()
             && (!raft.prs().is_singleton() || log.persisted == log.last_index())
@@ -683,6 +716,7 @@ impl Voter {
         if self.lost_vote.is_some() {
             self.peers.clone().into_iter().for_each(|peer| self.ask_for_term(peer));
         }
+        self.drive_disk();
         self.stepped();
         if let Some((_, until)) = self.changing.as_ref().and_then(|changing| changing.transfer)
             && self.now >= until
@@ -717,6 +751,8 @@ impl Voter {
         }
         let before = std::mem::replace(&mut self.role, now);
         self.randomise();
+        self.disk.forget_times();
+        self.leader_is_full = false;
         let (was_leader, is_leader) = (before.1 == RaftRole::Leader, now.1 == RaftRole::Leader);
         if now.2.is_some() {
             self.hint = None;

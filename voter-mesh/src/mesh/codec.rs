@@ -360,6 +360,7 @@ fn refusal_byte(why: ForwardRefusal) -> u8 {
         ForwardRefusal::Transferring => 2,
         ForwardRefusal::Malformed => 3,
         ForwardRefusal::Recovering => 4,
+        ForwardRefusal::DiskFull => 5,
     }
 }
 
@@ -417,6 +418,7 @@ pub fn decode(frame: Bytes) -> Result<MeshMessage, CodecError> {
                 2 => ForwardRefusal::Transferring,
                 3 => ForwardRefusal::Malformed,
                 4 => ForwardRefusal::Recovering,
+                5 => ForwardRefusal::DiskFull,
                 _ => return Err(CodecError::Field("refusal")),
             };
             Message::Refused { batch, why, leader }

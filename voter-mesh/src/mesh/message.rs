@@ -186,6 +186,8 @@ pub enum ForwardRefusal {
     Malformed,
     /// It is still reading or mending its log, and has no part in consensus yet.
     Recovering,
+    /// Its disk is full.
+    DiskFull,
 }
 
 /// Why a read index is refused; the asker asks again after a leader change or one heartbeat.

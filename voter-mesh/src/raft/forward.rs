@@ -40,6 +40,8 @@ pub(super) struct Book {
     batches: BTreeMap<BatchId, Batch>,
     taken: BTreeSet<(LogIndex, BatchId)>,
     bytes: usize,
+    /// Bytes of the batches that are [`Place::Sent`].
+    in_flight: usize,
     next: u64,
     parked: BTreeSet<BatchId>,
 }
@@ -47,6 +49,12 @@ pub(super) struct Book {
 impl Book {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Bytes that were given to a leader and not answered.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// Takes laid-out entries, as batches that fit a run each.
@@ -71,28 +79,39 @@ impl Book {
         self.batches.insert(BatchId(self.next), Batch { entries, place: Place::Parked(now), first: LogIndex::ZERO });
     }
 
-    /// What may be given to a leader now, in the order taken; it counts as sent.
-    pub(super) fn take_due(&mut self, now: Time) -> Vec<(BatchId, Bytes)> {
-        let mut due = Vec::new();
-        let batches = &mut self.batches;
-        self.parked.retain(|id| {
-            let Some(batch) = batches.get_mut(id) else { return false };
-            let waits = matches!(batch.place, Place::Parked(at) if at > now);
-            if !waits {
-                batch.place = Place::Sent(now);
-                due.push((*id, batch.entries.clone()));
+    /// What may be given to a leader now, in the order taken and as much as may be in flight; it counts as sent.
+    pub(super) fn take_due(&mut self, in_flight_max: usize, now: Time) -> Vec<(BatchId, Bytes)> {
+        let (mut due, mut from) = (Vec::new(), BatchId(0));
+        while let Some(id) = self.parked.range(from..).next().copied() {
+            from = BatchId(id.0 + 1);
+            let Some(batch) = self.batches.get(&id).filter(|batch| !matches!(batch.place, Place::Parked(at) if at > now)) else {
+                continue;
+            };
+            if !self.fits(batch, in_flight_max) {
+                break;
             }
-            waits
-        });
+            let entries = batch.entries.clone();
+            self.put(id, Place::Sent(now));
+            due.push((id, entries));
+        }
         due
     }
 
-    fn park(&mut self, id: BatchId, at: Time) {
-        if let Some(batch) = self.batches.get_mut(&id) {
-            self.taken.remove(&(batch.first, id));
-            self.parked.insert(id);
-            batch.place = Place::Parked(at);
+    /// Puts a batch elsewhere; false if it is not here.
+    fn put(&mut self, id: BatchId, place: Place) -> bool {
+        let Some(batch) = self.batches.get_mut(&id) else { return false };
+        self.taken.remove(&(batch.first, id));
+        self.parked.remove(&id);
+        if matches!(batch.place, Place::Sent(_)) {
+            self.in_flight -= batch.entries.len();
         }
+        match place {
+            Place::Parked(_) => _ = self.parked.insert(id),
+            Place::Sent(_) => self.in_flight += batch.entries.len(),
+            Place::Taken(_) => {}
+        }
+        batch.place = place;
+        true
     }
 
     /// A leader has sealed it. `committed`: the end of what is known to be committed, which may cover it already.
@@ -100,57 +119,56 @@ impl Book {
         if first <= committed.last && term == committed.term {
             return self.drop_batch(id);
         }
-        if let Some(batch) = self.batches.get_mut(&id) {
-            self.taken.remove(&(batch.first, id));
-            self.parked.remove(&id);
-            (batch.place, batch.first) = (Place::Taken(term), first);
+        if self.put(id, Place::Taken(term)) {
             self.taken.insert((first, id));
+            if let Some(batch) = self.batches.get_mut(&id) {
+                batch.first = first;
+            }
         }
     }
 
-    /// Whoever it was sent to does not seal it now.
-    pub(super) fn refused(&mut self, id: BatchId, now: Time) {
-        if self.batches.get(&id).is_some_and(|batch| matches!(batch.place, Place::Sent(_))) {
-            self.park(id, now.plus_ms(RETRY_MS));
-        }
+    /// Whoever it was sent to does not seal it now; whether it will be sent again.
+    pub(super) fn refused(&mut self, id: BatchId, now: Time) -> bool {
+        let was_sent = self.batches.get(&id).is_some_and(|batch| matches!(batch.place, Place::Sent(_)));
+        was_sent && self.put(id, Place::Parked(now.plus_ms(RETRY_MS)))
     }
 
     /// It is committed, or its entries do not check and nobody will ever seal it.
     pub(super) fn drop_batch(&mut self, id: BatchId) {
-        if let Some(batch) = self.batches.remove(&id) {
-            self.parked.remove(&id);
-            self.taken.remove(&(batch.first, id));
-            self.bytes -= batch.entries.len();
+        if self.put(id, Place::Taken(Term::ZERO)) {
+            self.bytes -= self.batches.remove(&id).map_or(0, |batch| batch.entries.len());
         }
     }
 
     /// A run is committed: what was promised a place in it is done, or goes to the leader again.
     pub(super) fn committed(&mut self, run: &RunHeader, now: Time) {
         while let Some((first, id)) = self.taken.first().copied().filter(|(first, _)| *first <= run.last()) {
-            self.taken.remove(&(first, id));
             let sealed_here = self.batches.get(&id).is_some_and(|batch| batch.place == Place::Taken(run.term));
             if sealed_here && first >= run.first {
-                self.bytes -= self.batches.remove(&id).map_or(0, |batch| batch.entries.len());
+                self.drop_batch(id);
             } else {
-                self.park(id, now);
+                self.put(id, Place::Parked(now));
             }
+            self.taken.remove(&(first, id));
+        }
+    }
+
+    /// Parks again what stands where `is_due` says.
+    fn park_all(&mut self, now: Time, is_due: impl Fn(Place) -> bool) {
+        let due: Vec<BatchId> = self.batches.iter().filter(|(_, batch)| is_due(batch.place)).map(|(id, _)| *id).collect();
+        for id in due {
+            self.put(id, Place::Parked(now));
         }
     }
 
     /// Another leader or another term: what is not sealed in this term goes to the leader again.
     pub(super) fn take_back(&mut self, term: Term, now: Time) {
-        for (id, batch) in self.batches.iter_mut().filter(|(_, batch)| batch.place != Place::Taken(term)) {
-            self.taken.remove(&(batch.first, *id));
-            batch.place = Place::Parked(now);
-            self.parked.insert(*id);
-        }
+        self.park_all(now, |place| place != Place::Taken(term));
     }
 
     /// A snapshot hides what was committed: everything goes to the leader again.
     pub(super) fn send_all_again(&mut self, now: Time) {
-        self.taken.clear();
-        self.parked = self.batches.keys().copied().collect();
-        self.batches.values_mut().for_each(|batch| batch.place = Place::Parked(now));
+        self.park_all(now, |_| true);
     }
 
     /// What was given to a leader and not answered in time goes again.
@@ -160,19 +178,23 @@ impl Book {
 
     /// What was given to a leader more than so long ago, and not answered, goes again.
     pub(super) fn take_back_unanswered(&mut self, for_ms: u64, now: Time) {
-        let late = |batch: &Batch| matches!(batch.place, Place::Sent(at) if now.since_us(at) >= for_ms * 1000);
-        for (id, batch) in self.batches.iter_mut().filter(|(_, batch)| late(batch)) {
-            batch.place = Place::Parked(now);
-            self.parked.insert(*id);
-        }
+        self.park_all(now, |place| matches!(place, Place::Sent(at) if now.since_us(at) >= for_ms * 1000));
     }
 
-    /// When a parked batch may be tried again.
-    pub(super) fn next_due(&self) -> Option<Time> {
-        let at = |id: &BatchId| match self.batches.get(id)?.place {
-            Place::Parked(at) => Some(at),
-            _ => None,
-        };
-        self.parked.iter().filter_map(at).min()
+    /// When a parked batch may be tried again, unless an answer must come first.
+    pub(super) fn next_due(&self, in_flight_max: usize, now: Time) -> Option<Time> {
+        let mut next = None;
+        for batch in self.parked.iter().filter_map(|id| self.batches.get(id)) {
+            let Place::Parked(at) = batch.place else { continue };
+            if at <= now && !self.fits(batch, in_flight_max) {
+                break;
+            }
+            next = Some(next.map_or(at, |next: Time| next.min(at)));
+        }
+        next
+    }
+
+    fn fits(&self, batch: &Batch, in_flight_max: usize) -> bool {
+        self.in_flight == 0 || self.in_flight + batch.entries.len() <= in_flight_max
     }
 }

@@ -33,6 +33,11 @@ impl Asking {
         Self { server, incarnation, counter: 0, waiting, asked, outstanding: None, not_before: Time::default() }
     }
 
+    /// How many reads wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len() + self.asked.len()
+    }
+
     pub(super) fn add(&mut self, read: ReadId) {
         self.waiting.push(read);
     }

@@ -59,6 +59,9 @@ impl Voter {
                 install: install.clone(),
                 must_sync: true,
             };
+            if let Some(last) = entries.last() {
+                self.time_write(last.index);
+            }
             self.last_write = number;
             self.writes.push_back(write);
         }

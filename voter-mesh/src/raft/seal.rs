@@ -30,7 +30,7 @@ impl Voter {
 
     pub(super) fn drive_book(&mut self) {
         if let Some(leader) = self.destination() {
-            for (batch, entries) in self.book.take_due(self.now) {
+            for (batch, entries) in self.book.take_due(self.options.limits.forward_in_flight_bytes_max, self.now) {
                 if leader == self.options.id {
                     self.to_seal_bytes += entries.len();
                     self.to_seal.push_back((Origin::Own(batch), entries));
@@ -39,7 +39,7 @@ impl Voter {
                 }
             }
         }
-        let relieved = self.book.bytes() <= self.options.limits.forward_bytes_max / 2;
+        let relieved = self.book.bytes() <= self.options.limits.forward_bytes_max / 2 && !self.waits_for_room();
         if self.overloaded && relieved {
             self.overloaded = false;
             self.events.push_back(Event::Overloaded(false));
@@ -58,6 +58,8 @@ impl Voter {
             Some(ForwardRefusal::NotLeader)
         } else if self.is_transferring() {
             Some(ForwardRefusal::Transferring)
+        } else if self.disk.is_full() {
+            Some(ForwardRefusal::DiskFull)
         } else if self.to_seal_bytes + entries.len() > self.options.limits.forward_bytes_max && self.to_seal_bytes > 0 {
             Some(ForwardRefusal::Overloaded)
         } else {
@@ -83,7 +85,9 @@ impl Voter {
 
     /// Seals all that waits, as few runs as their bound allows.
     pub(super) fn seal_waiting(&mut self) {
-        while self.is_leader() && !self.is_transferring() && !self.to_seal.is_empty() {
+        // What waits here stays, and what comes on top is refused.
+        let may_seal = self.is_leader() && !self.is_transferring() && !self.disk.is_full() && !self.is_stuffed();
+        while may_seal && !self.to_seal.is_empty() {
             let (mut count, mut bytes) = (0, 0);
             for (_, entries) in &self.to_seal {
                 if count > 0 && bytes + entries.len() > RUN_BYTES_MAX {
@@ -93,7 +97,6 @@ impl Voter {
             }
             let uncommitted = self.raw.raft.uncommitted_size() as u64;
             if uncommitted > 0 && uncommitted + (RUN_HEADER_BYTES + bytes) as u64 > self.options.limits.uncommitted_bytes_max {
-                // It waits here, and what comes on top is refused.
                 return;
             }
             let parts: Vec<&[u8]> = self.to_seal.iter().take(count).map(|(_, entries)| entries.as_ref()).collect();

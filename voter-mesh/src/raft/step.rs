@@ -37,6 +37,11 @@ impl Voter {
             Message::Append { term, previous, previous_term, commit, runs } => {
                 self.check_leader(from, term)?;
                 self.accept(term, previous, previous_term, &runs)?;
+                if !runs.is_empty() && self.is_stuffed() && self.lags_itself() {
+                    // The leader repeats them when its heartbeat is answered.
+                    self.appends_dropped += 1;
+                    return Ok(());
+                }
                 ours.set_msg_type(MessageType::MsgAppend);
                 (ours.term, ours.index, ours.log_term, ours.commit) = (term.0, previous.0, previous_term.0, commit.0);
                 ours.set_entries(runs.iter().map(storage::entry).collect::<Vec<_>>().into());
@@ -126,6 +131,7 @@ impl Voter {
             _ => return Err(MessageError::NotForConsensus),
         }
         self.step(ours);
+        self.time_confirmed(from);
         Ok(())
     }
 

@@ -106,6 +106,11 @@ impl Store {
         }
     }
 
+    /// Bytes of the runs in memory.
+    pub(super) const fn bytes(&self) -> usize {
+        self.runs_bytes
+    }
+
     fn window_first(&self) -> u64 {
         self.runs.front().map_or(self.tail.run.0 + 1, |run| run.header().run.0)
     }

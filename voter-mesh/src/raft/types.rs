@@ -64,8 +64,14 @@ pub struct VoterLimits {
     /// Bytes of entries that this server keeps for its clients until they are committed, and that a leader keeps unsealed.
     /// Default 16 MiB. Over it, proposals are refused as overloaded.
     pub forward_bytes_max: usize,
-    /// Bytes of applied runs kept in memory for followers that lag a little. Default 32 MiB; older ones are read from disk.
+    /// Bytes of entries that this server has given to a leader which has not answered. Default 4 MiB; more waits its turn.
+    pub forward_in_flight_bytes_max: usize,
+    /// Bytes of applied runs kept in memory for followers that lag a little. Default 32 MiB; older ones are read from disk. Where
+    /// unapplied runs push the sum over this and [`Self::uncommitted_bytes_max`], a leader seals nothing and a follower drops
+    /// appends (they are repeated) until its disk and its applier have caught up.
     pub memory_bytes_max: usize,
+    /// Reads that wait for an index at once. Default 65,536; more are refused.
+    pub reads_max: usize,
 }
 
 impl Default for VoterLimits {
@@ -75,7 +81,9 @@ impl Default for VoterLimits {
             appends_in_flight_max: 256,
             uncommitted_bytes_max: 64 << 20,
             forward_bytes_max: 16 << 20,
+            forward_in_flight_bytes_max: 4 << 20,
             memory_bytes_max: 32 << 20,
+            reads_max: 65_536,
         }
     }
 }
@@ -174,6 +182,24 @@ pub struct Written {
 #[error("the log cannot be written: {0}")]
 pub struct WriteFailed(pub String);
 
+/// How a disk stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskState {
+    /// It takes what is written.
+    Good,
+    /// It has no room, or takes no writes for now: what waits is written when it does again.
+    Full,
+}
+
+/// Why a leader hands over by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandOver {
+    /// Its disk has no room.
+    DiskFull,
+    /// Its disk takes far longer than the followers'.
+    SlowDisk,
+}
+
 /// A message on its way.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Transmit {
@@ -244,6 +270,13 @@ pub enum Event {
     },
     /// Whether proposals are refused.
     Overloaded(bool),
+    /// This leader gives its leadership away because of its disk.
+    HandsOver {
+        /// To whom.
+        to: RaftId,
+        /// Why.
+        why: HandOver,
+    },
     /// With [`Recovered::vote_lost`]: a durable term is above every one in which a forgotten vote could count. Tell the log.
     VoteSettled,
     /// The server must stop; nothing more comes.
@@ -331,6 +364,17 @@ pub enum ProposeRefused {
     /// Too much is under way. Nothing was kept.
     #[error("too much is under way")]
     Overloaded,
+    /// The leader's disk is full, and no other server could take over. Nothing was kept.
+    #[error("the leader's disk is full")]
+    DiskFull,
+}
+
+/// A read was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum ReadRefused {
+    /// Too many wait already.
+    #[error("too many reads wait")]
+    Overloaded,
 }
 
 /// How far an administrator's request has come.
@@ -395,6 +439,10 @@ pub struct VoterStatus {
     pub last_term: Term,
     /// Whether it lost the end of its log and has not caught up since.
     pub suspect: bool,
+    /// Its disk.
+    pub disk: DiskState,
+    /// Appends that were dropped because memory held too many runs that its disk or applier had not caught up with.
+    pub appends_dropped: u64,
     /// The others, where this one leads.
     pub peers: BTreeMap<RaftId, PeerProgress>,
 }

@@ -65,6 +65,7 @@ fn every_message() -> Vec<MeshMessage> {
         Message::Forward { batch: BatchId(6), entries: Bytes::from_static(b"entries") },
         Message::Taken { batch: BatchId(6), term, first: LogIndex(31) },
         Message::Refused { batch: BatchId(6), why: ForwardRefusal::Transferring, leader: None },
+        Message::Refused { batch: BatchId(6), why: ForwardRefusal::DiskFull, leader: None },
         Message::Refused { batch: BatchId(6), why: ForwardRefusal::NotLeader, leader: Some(RaftId::new(Seat(3), 2)) },
         Message::Refused { batch: BatchId(6), why: ForwardRefusal::Recovering, leader: None },
         Message::ReadIndex { nonce },

@@ -140,6 +140,9 @@ pub(super) struct Server {
     seen: (Term, RunIndex),
     disk_free: u64,
     pub(super) overloaded: bool,
+    /// Its disk takes no runs; what waits behind them waits too.
+    full: bool,
+    stuck: VecDeque<u64>,
     pub(super) vote_settled: u32,
     pub(super) installed: u32,
     pub(super) fetched: u32,
@@ -192,6 +195,10 @@ pub(super) struct Cluster {
     pub(super) trace: u64,
     reads: BTreeMap<ReadId, RunIndex>,
     pub(super) answers: BTreeMap<ReadId, RunIndex>,
+    /// Servers whose disks take other times than the world's.
+    pub(super) disk_us: BTreeMap<RaftId, (u64, u64)>,
+    /// Who handed over because of its disk.
+    pub(super) hand_overs: Vec<(RaftId, RaftId, HandOver)>,
     pub(super) admin: Vec<(AdminRequest, Result<(), String>)>,
     pub(super) messages: BTreeMap<&'static str, u64>,
     pub(super) fatal: Option<(RaftId, FatalError)>,
@@ -220,6 +227,8 @@ impl Cluster {
             trace: 0xcbf2_9ce4_8422_2325,
             reads: BTreeMap::new(),
             answers: BTreeMap::new(),
+            disk_us: BTreeMap::new(),
+            hand_overs: Vec::new(),
             admin: Vec::new(),
             messages: BTreeMap::new(),
             fatal: None,
@@ -250,6 +259,8 @@ impl Cluster {
             seen: (Term::ZERO, RunIndex::ZERO),
             disk_free: 0,
             overloaded: false,
+            full: false,
+            stuck: VecDeque::new(),
             vote_settled: 0,
             installed: 0,
             fetched: 0,
@@ -348,6 +359,7 @@ impl Cluster {
         server.linked.clear();
         server.disk_free = 0;
         server.overloaded = false;
+        server.stuck.clear();
         server.voter = Some(Voter::new(options, recovered, now).unwrap());
         self.note(&("start", id));
         let others: Vec<RaftId> = self.servers.keys().filter(|other| **other != id).copied().collect();
@@ -487,7 +499,7 @@ impl Cluster {
     pub(super) fn read(&mut self, at: RaftId, number: u64) {
         let (now, floor) = (self.now, self.log.last().map_or(RunIndex(1), |run| run.header().run));
         self.reads.insert(ReadId(number), floor);
-        self.voter(at).handle_read(ReadId(number), now);
+        self.voter(at).handle_read(ReadId(number), now).unwrap();
         self.drain(at);
     }
 
@@ -755,14 +767,16 @@ impl Cluster {
             }
             while let Some(write) = voter.poll_write() {
                 progress = true;
-                let us = self.within(self.options.disk_us);
                 let server = self.servers.get_mut(&id).unwrap();
-                let (life, number) = (server.life, write.number);
+                let number = write.number;
+                if server.full && (!write.runs.is_empty() || !server.stuck.is_empty()) {
+                    server.stuck.push_back(number);
+                }
+                let is_stuck = !server.stuck.is_empty();
                 server.disk.pending.push_back(write);
-                // One sync after the other.
-                server.disk_free = server.disk_free.max(self.now.monotonic_us) + us;
-                let at = server.disk_free;
-                self.at(at, Happening::Written { at: id, life, number });
+                if !is_stuck {
+                    self.write(id, number);
+                }
             }
             while let Some(event) = voter.poll_event() {
                 progress = true;
@@ -779,6 +793,48 @@ impl Cluster {
         if self.fatal.is_none_or(|(who, _)| who != id) {
             server.voter = Some(voter);
         }
+    }
+
+    /// A write will be durable. One sync comes after the other.
+    fn write(&mut self, id: RaftId, number: u64) {
+        let us = self.within(*self.disk_us.get(&id).unwrap_or(&self.options.disk_us));
+        let server = self.servers.get_mut(&id).unwrap();
+        server.disk_free = server.disk_free.max(self.now.monotonic_us) + us;
+        let (at, life) = (server.disk_free, server.life);
+        self.at(at, Happening::Written { at: id, life, number });
+    }
+
+    /// A server's disk writes no runs any more, and says nothing.
+    pub(super) fn hang(&mut self, id: RaftId) {
+        self.servers.get_mut(&id).unwrap().full = true;
+    }
+
+    /// What waited is written.
+    pub(super) fn go_on(&mut self, id: RaftId) {
+        let server = self.servers.get_mut(&id).unwrap();
+        server.full = false;
+        for number in std::mem::take(&mut server.stuck) {
+            self.write(id, number);
+        }
+    }
+
+    /// A server's disk has no room for runs any more.
+    pub(super) fn fill(&mut self, id: RaftId) {
+        self.hang(id);
+        self.tell_disk(id, DiskState::Full);
+    }
+
+    /// A server's disk has room again.
+    pub(super) fn free(&mut self, id: RaftId) {
+        self.go_on(id);
+        self.tell_disk(id, DiskState::Good);
+    }
+
+    fn tell_disk(&mut self, id: RaftId, state: DiskState) {
+        self.note(&("disk", id, state));
+        let now = self.now;
+        self.voter(id).handle_disk(state, now);
+        self.drain(id);
     }
 
     fn carry(&mut self, from: RaftId, to: RaftId, message: Message) {
@@ -856,6 +912,7 @@ impl Cluster {
             }
             Event::Admin { request, result } => self.admin.push((request, result)),
             Event::Overloaded(overloaded) => self.servers.get_mut(&id).unwrap().overloaded = overloaded,
+            Event::HandsOver { to, why } => self.hand_overs.push((id, to, why)),
             Event::VoteSettled => {
                 let server = self.servers.get_mut(&id).unwrap();
                 server.vote_settled += 1;

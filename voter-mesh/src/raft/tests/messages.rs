@@ -189,7 +189,7 @@ fn endure(seed: u64) {
             4 => voter.handle_applied(liar.run(), now),
             5 => voter.handle_fetched(liar.runs(), now),
             6 => drop(voter.handle_propose(open(1), now)),
-            7 => voter.handle_read(ReadId(number), now),
+            7 => drop(voter.handle_read(ReadId(number), now)),
             8 => drop(voter.transfer_away(now)),
             9 => drop(voter.handle_admin(AdminRequest::RemoveSeat { seat: peer.seat() }, now)),
             10 => voter.handle_written(Ok(Written { number: written }), now),
