@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use relay::room::{Room, RoomEvent};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use voter_mesh::entry::{EntryKind, EntrySpec, put_entry};
 use voter_mesh::ids::{Opening, RaftId, ReadId, RequestId, RunIndex, Seat, SessionId, Term, Time};
 use voter_mesh::mesh::message::Message;
-use voter_mesh::raft::{Event, RaftRole, Voter, Write, Written};
+use voter_mesh::raft::{Event, HandOver, RaftRole, Voter, Write, Written};
 use voter_mesh::replica::Replica;
 use voter_mesh::run::Run;
 use voter_mesh::session::liveness::Liveness;
@@ -166,7 +166,11 @@ impl Running {
             progress = true;
             match event {
                 RoomEvent::Propose(entries) => self.propose(entries, now),
-                RoomEvent::Read(read) => self.voter.handle_read(read, now),
+                RoomEvent::Read(read) => {
+                    if self.voter.handle_read(read, now).is_err() {
+                        self.room.handle_read_refused(read, now);
+                    }
+                }
                 RoomEvent::ReadCancelled(read) => {
                     self.voter.cancel_read(read);
                     self.waiting_reads.retain(|(_, waiting)| *waiting != read);
@@ -225,6 +229,13 @@ impl Running {
                 }
                 Event::Admin { request, result } => self.admin_ended(&request, &result, links),
                 Event::Overloaded(overloaded) => self.room.handle_overloaded(overloaded || self.stash.is_some()),
+                Event::HandsOver { to, why } => {
+                    warn!(%to, ?why, "handing leadership over because of the disk");
+                    node.count(match why {
+                        HandOver::DiskFull => "hand_overs_disk_full",
+                        HandOver::SlowDisk => "hand_overs_slow_disk",
+                    });
+                }
                 Event::VoteSettled => self.log.settle_vote(),
                 Event::Fatal(error) => return Err(NodeError::Fatal(error.to_string())),
             }

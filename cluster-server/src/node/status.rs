@@ -82,6 +82,7 @@ impl Node {
         status.clients = running.room.link_count();
         status.sessions = replica.sessions().len();
         status.configuration = replica.configuration().clone();
+        count("appends_dropped".into(), voter.appends_dropped);
         let counters = running.room.counters();
         count("admitted".into(), counters.admitted);
         count("malformed".into(), counters.malformed);

@@ -65,6 +65,14 @@ impl Room {
         }
     }
 
+    /// The owner takes [`RoomEvent::Read`] no more for now: whoever waits for it is told to ask again later.
+    pub fn handle_read_refused(&mut self, read: ReadId, now: Time) {
+        for (id, question) in self.end_round(read) {
+            self.counters.reads_refused += 1;
+            let _ = self.send(id, &ServerFrame::ReadRefused { id: question, code: Code::Overloaded }, now);
+        }
+    }
+
     fn end_round(&mut self, read: ReadId) -> Vec<(LinkId, u64)> {
         let waiting = self.reads.rounds.remove(&read).map(|round| round.waiting).unwrap_or_default();
         for (id, _) in &waiting {

@@ -332,6 +332,11 @@ fn reads_share_a_round_until_it_is_taken_and_none_waits_for_ever() {
     // Too late: nobody waits.
     world.room.handle_read(second, index, world.now);
     assert_eq!(world.hear(one), []);
+    // The owner takes no more.
+    ask(&mut world, two, 22);
+    world.settle();
+    world.room.handle_read_refused(world.reads[2], world.now);
+    assert_eq!(world.hear(two), [ServerFrame::ReadRefused { id: 22, code: Code::Overloaded }]);
 }
 
 #[test]
