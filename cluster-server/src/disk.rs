@@ -28,6 +28,7 @@ mod log;
 mod reader;
 mod recovery;
 mod snapshots;
+mod walk;
 mod writer;
 
 pub use data_dir::{DataDir, NodeRecord};
@@ -35,8 +36,9 @@ pub use error::{DiskError, WriteFailed};
 pub use file_system::{DiskFile, FileSystem, Open, OsFiles};
 pub use log::{Batch, Log, LogOptions};
 pub use reader::{LogReader, Pin, ReadError};
-pub use recovery::LogRecovered;
+pub use recovery::{LogLook, LogRecovered};
 pub use snapshots::{Receiving, SNAPSHOT_BYTES_MAX, SnapshotStore};
+pub use walk::Damage;
 pub use writer::{LogEvent, LogWriter, SubmitRefused, WriterLimits};
 
 #[cfg(test)]

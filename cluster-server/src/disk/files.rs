@@ -76,6 +76,28 @@ pub(super) fn remove(files: &dyn FileSystem, path: &Path) -> Result<(), DiskErro
     files.remove(path).at("remove", path)
 }
 
+/// Copies a file, unless there is one of that name already; as a whole or not at all.
+pub(super) fn copy(files: &dyn FileSystem, from: &Path, to: &Path) -> Result<(), DiskError> {
+    const COPY_BYTES: usize = 1 << 20;
+    match files.open(to, Open::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => return result.map(drop).at("open", to),
+    }
+    let making = to.with_extension("tmp");
+    let (source, target) = (open(files, from, Open::Read)?, open(files, &making, Open::New)?);
+    let mut at = 0;
+    loop {
+        let bytes = read_at(&*source, at, COPY_BYTES).at("read", from)?;
+        if bytes.is_empty() {
+            break;
+        }
+        write_slices_at(&*target, &making, &mut [IoSlice::new(&bytes)], at)?;
+        at += bytes.len() as u64;
+    }
+    sync_data(&*target, &making)?;
+    rename(files, &making, to)
+}
+
 /// Creates a directory, with those that it is in, and makes its name durable: also one that is there already, because whoever created
 /// it may have died before its name was.
 pub(super) fn create_directory(files: &dyn FileSystem, path: &Path) -> Result<(), DiskError> {

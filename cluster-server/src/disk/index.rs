@@ -17,7 +17,7 @@ use super::files;
 const POINT_BYTES: u64 = 64 << 10;
 
 /// One segment as readers see it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Extent {
     /// More than one holder: a reader is in it, and its file must not be overwritten.
     pub(super) file: Arc<dyn DiskFile>,
@@ -40,6 +40,18 @@ impl Extent {
             self.points.push((run, self.end));
         }
         self.end += bytes as u64;
+    }
+
+    /// Goes on behind a hole, at `at`, where run `run` stands.
+    pub(super) fn skip_to(&mut self, run: RunIndex, at: u64) {
+        self.points.push((run, at));
+        self.end = at;
+    }
+
+    /// Forgets all its runs.
+    pub(super) fn clear(&mut self) {
+        self.points.clear();
+        self.end = RECORDS_AT;
     }
 
     /// Forgets the runs above `keep`, which ends at `end`.
@@ -65,6 +77,8 @@ impl Extent {
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) extents: VecDeque<Extent>,
+    /// The end of the log before its first run, if that is not in the first segment: what stands before it is behind a hole.
+    pub(super) begin: Option<Tail>,
     /// The last run that a reader may see.
     pub(super) durable: RunIndex,
     /// Runs from which on nothing may be trimmed, by who said so.
@@ -80,7 +94,8 @@ impl Index {
 
     /// The end of the log before its first run.
     pub(super) fn before_first(&self) -> Option<Tail> {
-        self.extents.front().map(|extent| extent.before)
+        let front = self.extents.front()?.before;
+        Some(self.begin.filter(|begin| begin.run > front.run).unwrap_or(front))
     }
 }
 

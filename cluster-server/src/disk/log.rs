@@ -148,8 +148,8 @@ impl Log {
         self.mark.must_reach.filter(|goal| !reaches(&self.tail, goal))
     }
 
-    /// A lone voter's answer to [`Verdict::Doubtful`](voter_mesh::log::Verdict): nobody else can have what is missing, so the end
-    /// stands. Durable with the next sync.
+    /// Accepts what is lost: nobody else can have what is missing, so the end stands, and the replica counts as whole. A lone voter's
+    /// answer to [`Verdict::Doubtful`](voter_mesh::log::Verdict); after `Suspect`, only its operator's. Durable with the next sync.
     pub fn accept_end(&mut self) {
         self.mark.must_reach = None;
         self.unsynced = true;

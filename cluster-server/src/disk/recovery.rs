@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use voter_mesh::ids::{Identity, RaftId, RunIndex, Term};
 use voter_mesh::log::{
-    END_BYTES, LOG_FORMAT_VERSION, MARK_AT, Mark, MarkSlots, RECORDS_AT, SECTOR_BYTES, SegmentError, SegmentHeader, SegmentKind,
-    Step, Verdict, judge, reaches, step,
+    LOG_FORMAT_VERSION, MARK_AT, Mark, MarkSlots, RECORDS_AT, SECTOR_BYTES, SegmentError, SegmentHeader, SegmentKind, Verdict,
+    judge, reaches,
 };
-use voter_mesh::run::{RUN_WHOLE_BYTES_MAX, Run, Tail};
+use voter_mesh::run::{Run, Tail};
 
 use super::data_dir::DataDir;
 use super::error::{At, DiskError};
@@ -16,10 +16,8 @@ use super::file_system::{DiskFile, FileSystem, Open};
 use super::files;
 use super::index::{Extent, Index, Shared};
 use super::log::{Active, Log, LogOptions, segment_path};
-
-/// Bytes read at once: more than any run has. Whoever keeps a run keeps as much memory, shared with its neighbours.
-const READ_BYTES: usize = 2 << 20;
-const _: () = assert!(READ_BYTES > RUN_WHOLE_BYTES_MAX);
+use super::reader::LogReader;
+use super::walk::{Damage, Walk, Walked};
 
 /// What a log that was opened holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +65,23 @@ impl Log {
         options: LogOptions,
         visit: &mut dyn FnMut(&Run),
     ) -> Result<(Self, LogRecovered), DiskError> {
+        Self::look(dir, identity, id, snapshot, options, visit)?.open()
+    }
+
+    /// The first half of [`Log::recover`]: checks every run and changes nothing. Runs that an earlier sync has confirmed and that cannot
+    /// be read are named in [`LogLook::damage`]; with good ones behind them they are a hole, which can be filled before the log is
+    /// opened. A hole that `snapshot` covers costs nothing: the log begins behind it. At any other one, it ends.
+    ///
+    /// # Errors
+    /// As [`Log::recover`].
+    pub fn look(
+        dir: &DataDir,
+        identity: Identity,
+        id: RaftId,
+        snapshot: Option<&Tail>,
+        options: LogOptions,
+        visit: &mut dyn FnMut(&Run),
+    ) -> Result<LogLook, DiskError> {
         let (files, directory) = (Arc::clone(dir.files()), dir.log_path());
         let found = Found::list(&*files, &directory)?;
         let (segments, void) = select(found.read_headers(&*files, Some((identity, id)))?);
@@ -76,50 +91,26 @@ impl Log {
         files::sync_data(&*newest.file, &newest.path)?;
         files::sync_directory(&*files, &directory)?;
         newest.file.forget_cache();
-        let mark = read_mark(newest)?;
+        let (mark, sequence) = (read_mark(newest)?, newest.header.sequence);
 
-        let mut walk = Walk::new(identity, snapshot.copied(), segments[0].header.before, visit);
-        let begin = walk.tail;
-        if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.run < begin.run) {
-            return Err(DiskError::Gap { snapshot: snapshot.run, first: begin.run.next() });
+        let first = segments[0].header.before;
+        if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.run < first.run) {
+            return Err(DiskError::Gap { snapshot: snapshot.run, first: first.run.next() });
         }
-        let mut extents = Vec::with_capacity(segments.len());
-        let mut whole = true;
-        let mut torn = false;
+        let mut walk = Walk::new(identity, snapshot.copied(), first, &mark, visit);
         let mut segments = segments.into_iter().peekable();
-        let mut active = None;
         while let Some(Segment { header, file, path }) = segments.next() {
-            let until = segments.peek().map(|next| next.header.before);
-            let mut extent = Extent::new(file, path, header.before);
-            whole &= walk.tail == header.before;
-            if whole {
-                torn = walk.segment(&mut extent, until.map(|before| before.run))?;
-            }
-            if until.is_none() {
-                let bytes = extent.file.len().at("inspect", &extent.path)?;
-                active = Some(Active {
-                    file: Arc::clone(&extent.file),
-                    path: extent.path.clone(),
-                    sequence: header.sequence,
-                    bytes,
-                    next: extent.end,
-                    written_through: extent.end,
-                });
-            }
-            extents.push(extent);
+            let until = segments.peek().map(|next| next.header.before.run);
+            walk.segment(Extent::new(file, path, header.before), until)?;
         }
-        let Walk { tail, terms, diverged, at_snapshot, .. } = walk;
+        let walked = walk.finish();
         // What is committed here cannot be missing from a snapshot's history.
-        let missing = snapshot.filter(|snapshot| !at_snapshot && snapshot.run <= mark.commit.min(tail.run));
-        if let Some(run) = diverged.or(missing.map(|snapshot| snapshot.run)) {
+        let missing = snapshot
+            .filter(|snapshot| walked.damage.is_empty() && !walked.at_snapshot && snapshot.run <= mark.commit.min(walked.tail.run));
+        if let Some(run) = walked.diverged.or(missing.map(|snapshot| snapshot.run)) {
             return Err(DiskError::Diverged { run });
         }
-        let Some(active) = active else { return Err(DiskError::NoLog { path: directory }) };
-
-        for path in void.into_iter().chain(found.temporary) {
-            files::remove(&*files, &path)?;
-        }
-        let verdict = judge(&tail, torn, &mark);
+        let verdict = judge(&walked.tail, walked.torn, &mark);
         let must_reach = match verdict {
             Verdict::Clean | Verdict::Torn => None,
             // The higher of what it lost now and what it had lost before.
@@ -128,33 +119,117 @@ impl Log {
                 _ => Some(mark.last),
             },
         };
+        let tail = walked.tail;
         let (term, vote) = if tail.term > mark.term { (tail.term, RaftId::NONE) } else { (mark.term, mark.vote) };
-        let mark = Mark { term, vote, must_reach, synced_through: tail.run, ..mark };
-        let shared = Shared::new(Index { extents: extents.into(), durable: tail.run, ..Index::default() });
-        let (spares, pending) = (found.spares, Vec::new());
-        let mut log =
-            Self { files, directory, identity, id, options, mark, tail, active, spares, shared, pending, unsynced: false };
-        let mut recovered = LogRecovered {
+        let recovered = LogRecovered {
             term,
             vote,
             commit: mark.commit.min(tail.run),
-            before_first: (begin.run, begin.term),
-            terms,
+            before_first: (walked.begin.run, walked.begin.term),
+            terms: walked.terms.clone(),
             tail,
             verdict,
             must_reach,
             vote_lost: mark.vote_lost,
         };
+        let mark = Mark { term, vote, must_reach, synced_through: tail.run, ..mark };
+        let stale = void.into_iter().chain(found.temporary).collect();
+        let (snapshot, spares) = (snapshot.copied(), found.spares);
+        Ok(LogLook { files, directory, identity, id, options, snapshot, mark, sequence, walked, recovered, stale, spares })
+    }
+}
+
+/// A log that was looked at and not changed.
+#[derive(Debug)]
+pub struct LogLook {
+    files: Arc<dyn FileSystem>,
+    directory: PathBuf,
+    identity: Identity,
+    id: RaftId,
+    options: LogOptions,
+    snapshot: Option<Tail>,
+    /// The next mark will be made from this one.
+    mark: Mark,
+    /// Of the newest segment.
+    sequence: u64,
+    walked: Walked,
+    recovered: LogRecovered,
+    /// Files that hold nothing of the log.
+    stale: Vec<PathBuf>,
+    spares: Vec<PathBuf>,
+}
+
+impl LogLook {
+    /// What the log holds up to the first hole that no snapshot covers, and what that is worth.
+    #[must_use]
+    pub const fn recovered(&self) -> &LogRecovered {
+        &self.recovered
+    }
+
+    /// What an earlier sync has confirmed and cannot be read, in the order of the log.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.walked.damage
+    }
+
+    /// Reads all that is good in the log, behind holes too.
+    #[must_use]
+    pub fn reader(&self) -> LogReader {
+        let extents = self.walked.extents.iter().cloned().collect();
+        LogReader::new(Shared::new(Index { extents, durable: self.walked.reached, ..Index::default() }))
+    }
+
+    /// Copies the segments that are damaged to files beside them, named `SEQUENCE.damaged`, as far as there is no such copy yet.
+    ///
+    /// # Errors
+    /// `Io`; the log is unchanged.
+    pub fn keep_damaged(&self) -> Result<Vec<PathBuf>, DiskError> {
+        let mut kept = Vec::new();
+        for damage in &self.walked.damage {
+            let copy = damage.path.with_extension("damaged");
+            if kept.last() != Some(&copy) {
+                files::copy(&*self.files, &damage.path, &copy)?;
+                kept.push(copy);
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Opens the log as it was found: files that it has left behind are removed, and if it does not reach the snapshot it restarts
+    /// there.
+    ///
+    /// # Errors
+    /// `Io`: the next look finds what this one found.
+    pub fn open(self) -> Result<(Log, LogRecovered), DiskError> {
+        let Self { files, directory, identity, id, options, snapshot, mark, sequence, mut walked, mut recovered, stale, spares } =
+            self;
+        walked.cut();
+        let Some(newest) = walked.extents.last() else { return Err(DiskError::NoLog { path: directory }) };
+        let active = Active {
+            file: Arc::clone(&newest.file),
+            path: newest.path.clone(),
+            sequence,
+            bytes: newest.file.len().at("inspect", &newest.path)?,
+            next: newest.end,
+            written_through: newest.end,
+        };
+        for path in stale {
+            files::remove(&*files, &path)?;
+        }
+        let Walked { tail, begin, at_snapshot, extents, .. } = walked;
+        let shared = Shared::new(Index { extents: extents.into(), begin: Some(begin), durable: tail.run, ..Index::default() });
+        let pending = Vec::new();
+        let mut log = Log { files, directory, identity, id, options, mark, tail, active, spares, shared, pending, unsynced: false };
         if let Some(snapshot) = snapshot.filter(|_| !at_snapshot) {
             log.unsynced = true;
-            log.new_segment(SegmentKind::Restarts, *snapshot, 0)?;
+            log.new_segment(SegmentKind::Restarts, snapshot, 0)?;
             log.sync()?;
             recovered.commit = mark.commit.min(snapshot.run);
             recovered.before_first = (snapshot.run, snapshot.term);
             recovered.terms.clear();
-            recovered.tail = *snapshot;
+            recovered.tail = snapshot;
             recovered.must_reach = log.must_reach();
-            if recovered.must_reach.is_none() && verdict != Verdict::Clean {
+            if recovered.must_reach.is_none() && recovered.verdict != Verdict::Clean {
                 recovered.verdict = Verdict::Torn;
             }
         }
@@ -259,77 +334,4 @@ fn select(segments: Vec<Segment>) -> (Vec<Segment>, Vec<PathBuf>) {
     // Oldest first: a crash in between leaves what the next start voids again.
     void.reverse();
     (live, void)
-}
-
-/// The walk over all runs.
-struct Walk<'a> {
-    identity: Identity,
-    snapshot: Option<Tail>,
-    tail: Tail,
-    terms: Vec<(RunIndex, Term)>,
-    /// The log stands at the snapshot's end, or has passed it.
-    at_snapshot: bool,
-    diverged: Option<RunIndex>,
-    visit: &'a mut dyn FnMut(&Run),
-}
-
-impl<'a> Walk<'a> {
-    fn new(identity: Identity, snapshot: Option<Tail>, begin: Tail, visit: &'a mut dyn FnMut(&Run)) -> Self {
-        let mut walk =
-            Self { identity, snapshot, tail: begin, terms: Vec::new(), at_snapshot: snapshot.is_none(), diverged: None, visit };
-        walk.compare();
-        walk
-    }
-
-    /// Compares the log with the snapshot where they meet.
-    fn compare(&mut self) {
-        match self.snapshot {
-            Some(snapshot) if snapshot.run == self.tail.run && snapshot.term == self.tail.term => {
-                self.at_snapshot = true;
-                if snapshot != self.tail {
-                    self.diverged = Some(snapshot.run);
-                }
-            }
-            // Another term there: the log beyond is an uncommitted branch that the snapshot voids.
-            _ => {}
-        }
-    }
-
-    /// Walks one segment up to run `until`, or to where the log ends; whether something else than zeros stands there.
-    fn segment(&mut self, extent: &mut Extent, until: Option<RunIndex>) -> Result<bool, DiskError> {
-        loop {
-            let mut bytes = files::read_at(&*extent.file, extent.end, READ_BYTES).at("read", &extent.path)?;
-            let at_end_of_file = bytes.len() < READ_BYTES;
-            loop {
-                if until.is_some_and(|until| self.tail.run >= until) {
-                    return Ok(false);
-                }
-                // Too little to tell a header from zeros.
-                if bytes.len() < END_BYTES && !at_end_of_file {
-                    break;
-                }
-                match step(&self.tail, &self.identity, &mut bytes) {
-                    Step::Run(run) => {
-                        extent.push(run.header().run, run.bytes().len());
-                        self.pass(&run);
-                    }
-                    Step::More if at_end_of_file => return Ok(true),
-                    Step::More => break,
-                    Step::End { torn } => return Ok(torn),
-                }
-            }
-        }
-    }
-
-    fn pass(&mut self, run: &Run) {
-        if run.header().term > self.tail.term || self.terms.is_empty() {
-            self.terms.push((run.header().run, run.header().term));
-        }
-        self.tail = run.header().tail();
-        if self.at_snapshot {
-            (self.visit)(run);
-        } else {
-            self.compare();
-        }
-    }
 }

@@ -15,6 +15,7 @@ use super::*;
 mod crash;
 mod damage;
 mod directory;
+mod holes;
 mod log;
 mod snapshots;
 mod speed;
