@@ -13,6 +13,7 @@ use relay::room::RoomLimits;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use voter_mesh::ids::{RaftId, Seat};
+pub use voter_mesh::log::DamagePolicy;
 use voter_mesh::machine::{MachineFactory, StateMachine};
 use voter_mesh::mesh::message::AdminRequest;
 use voter_mesh::raft::{Timing, VoterLimits};
@@ -46,6 +47,7 @@ pub struct ServerClusterBuilder {
     timing: Timing,
     limits: ServerLimits,
     session_ttl: Duration,
+    on_damage: DamagePolicy,
     voter_limits: VoterLimits,
     replica_limits: ReplicaLimits,
     room_limits: RoomLimits,
@@ -129,6 +131,7 @@ impl Default for ServerClusterBuilder {
             timing: Timing::default(),
             limits: ServerLimits::default(),
             session_ttl: Duration::from_secs(3600),
+            on_damage: DamagePolicy::default(),
             voter_limits: VoterLimits::default(),
             replica_limits: ReplicaLimits::default(),
             room_limits: RoomLimits::default(),
@@ -239,7 +242,16 @@ impl ServerClusterBuilder {
         self
     }
 
-    /// Starts the voters and resolves when each has opened its directory and its listeners; forming and the first election go on.
+    /// What a voter does at its start when its log is damaged. Default [`DamagePolicy::Repair`]. Whatever it is, a log that lost what it
+    /// had acknowledged counts for nothing in elections until it is whole, and a lone voter does not start on one.
+    #[must_use]
+    pub const fn on_damage(mut self, policy: DamagePolicy) -> Self {
+        self.on_damage = policy;
+        self
+    }
+
+    /// Starts the voters and resolves when each has opened its listeners and read its directory; forming, the first election, and
+    /// the filling of holes from peers go on.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
@@ -305,6 +317,7 @@ impl ServerClusterBuilder {
                 timing: self.timing.clone(),
                 limits: Arc::new(self.limits.clone()),
                 session_ttl: self.session_ttl,
+                on_damage: self.on_damage,
                 voter_limits: self.voter_limits.clone(),
                 replica_limits: self.replica_limits,
                 room_limits: self.room_limits,
@@ -347,6 +360,7 @@ struct Template {
     timing: Timing,
     limits: Arc<ServerLimits>,
     session_ttl: Duration,
+    on_damage: DamagePolicy,
     voter_limits: VoterLimits,
     replica_limits: ReplicaLimits,
     room_limits: RoomLimits,
@@ -373,6 +387,7 @@ impl Voter {
             timing: template.timing.clone(),
             limits: Arc::clone(&template.limits),
             session_ttl: template.session_ttl,
+            on_damage: template.on_damage,
             voter_limits: template.voter_limits.clone(),
             replica_limits: template.replica_limits,
             room_limits: template.room_limits,
@@ -515,7 +530,7 @@ impl ServerCluster {
         let (answer, answered) = oneshot::channel();
         voter.control.send(Control::Admin { request, answer }).await.map_err(|_| AdminError::Timeout)?;
         match tokio::time::timeout(Duration::from_millis(template.limits.admin_ms), answered).await {
-            Ok(Ok(result)) => result.map_err(AdminError::Refused),
+            Ok(Ok(result)) => result.map_err(|failure| AdminError::Refused(failure.to_string())),
             Ok(Err(_)) | Err(_) => Err(AdminError::Timeout),
         }
     }

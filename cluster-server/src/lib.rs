@@ -14,6 +14,6 @@ mod node;
 mod relay_port;
 pub mod status;
 
-pub use cluster::{AdminError, NoLeader, ServerCluster, ServerClusterBuilder, ServerGone, ShutdownError, StartError};
+pub use cluster::{AdminError, DamagePolicy, NoLeader, ServerCluster, ServerClusterBuilder, ServerGone, ShutdownError, StartError};
 pub use limits::ServerLimits;
 pub use status::{Phase, ServerStatus};

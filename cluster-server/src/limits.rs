@@ -32,6 +32,9 @@ pub struct ServerLimits {
     pub ring_bytes_max: usize,
     /// Bytes of log kept on disk below the newest snapshot. Default 256 MiB: a client's move between servers rarely needs a snapshot.
     pub log_retain_bytes: u64,
+    /// Milliseconds without progress, once a quorum is linked, after which holes in a damaged log are not filled from peers any more.
+    /// Default 10,000: then the server starts as a suspect, and the leader gives back what is missing.
+    pub fill_ms: u64,
     /// Bytes of one segment of the log. Default 64 MiB.
     pub segment_bytes: u64,
 }
@@ -53,6 +56,7 @@ impl Default for ServerLimits {
             apply_bytes_max: 1 << 20,
             ring_bytes_max: 64 << 20,
             log_retain_bytes: 256 << 20,
+            fill_ms: 10_000,
             segment_bytes: 64 << 20,
         }
     }

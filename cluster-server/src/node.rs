@@ -18,9 +18,11 @@ use relay::room::{LinkId, RoomLimits, Transmit};
 use relay::wire::{Code, ServerEntry};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{debug, info};
+use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{Incarnation, RaftId, Seat, Time};
+use voter_mesh::log::DamagePolicy;
 use voter_mesh::machine::MachineFactory;
-use voter_mesh::mesh::message::AdminRequest;
+use voter_mesh::mesh::message::{AdminFailure, AdminRequest};
 use voter_mesh::raft::{RaftRole, Timing, VoterLimits};
 use voter_mesh::replica::ReplicaLimits;
 
@@ -34,17 +36,23 @@ use crate::status::{Phase, ServerStatus};
 mod admin;
 mod jobs;
 mod owner;
+mod recovering;
 mod running;
 mod stage;
 mod status;
 
 use admin::AdminWaiter;
 use owner::Owner;
+use recovering::Recovering;
 use running::Running;
 use stage::Unformed;
 
 /// How often a voter that waits for nothing looks around.
 const IDLE_LOOK_MS: u64 = 1_000;
+
+/// Milliseconds that a recovery may take before the ports are opened: a short one then troubles nobody, and a longer one is told to
+/// everybody who asks.
+const HEAD_START_MS: u64 = 50;
 
 /// Everything that makes a voter this one.
 #[derive(Debug)]
@@ -61,6 +69,7 @@ pub(crate) struct NodeOptions {
     pub(crate) room_limits: RoomLimits,
     pub(crate) limits: Arc<ServerLimits>,
     pub(crate) session_ttl: Duration,
+    pub(crate) on_damage: DamagePolicy,
     pub(crate) endpoints: Vec<String>,
 }
 
@@ -74,7 +83,7 @@ impl NodeOptions {
 /// A voter as its process sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum NodeView {
-    /// Opening its directory.
+    /// Reading its directory.
     Starting,
     /// Serving.
     Running { phase: Phase, leader: Option<RaftId> },
@@ -86,7 +95,7 @@ pub(crate) enum NodeView {
 #[derive(Debug)]
 pub(crate) enum Control {
     Status { hashes: bool, answer: oneshot::Sender<ServerStatus> },
-    Admin { request: AdminRequest, answer: oneshot::Sender<Result<(), String>> },
+    Admin { request: AdminRequest, answer: oneshot::Sender<Result<(), AdminFailure>> },
     StopRelay { address: SocketAddr, answer: oneshot::Sender<bool> },
     Shutdown { deadline: Duration, hand_over: bool },
 }
@@ -152,6 +161,8 @@ async fn serve(
     let limits = Arc::clone(&options.limits);
     let (asks_sender, mut asks) = mpsc::channel::<Ask>(limits.accept_backlog_max);
     let node = Node::open(options, view)?;
+    // Whoever dials meanwhile waits in the listeners' queues.
+    let _ = tokio::time::timeout(Duration::from_millis(HEAD_START_MS), node.read()).await;
     let mesh = node.open_mesh(mesh)?;
     let mut ports = Vec::new();
     for listener in relays {
@@ -197,7 +208,7 @@ async fn serve(
 
 /// A voter's state, shared by the tasks of its thread. Borrows never cross an await.
 pub(crate) struct Node {
-    options: NodeOptions,
+    options: Arc<NodeOptions>,
     incarnation: Incarnation,
     clock: Clock,
     wake: Arc<Notify>,
@@ -208,7 +219,7 @@ pub(crate) struct Node {
 }
 
 struct Core {
-    data: DataDir,
+    data: Arc<DataDir>,
     /// Live consensus links, by seat.
     links: BTreeMap<Seat, Link>,
     /// Linked servers that asked to be let in.
@@ -224,6 +235,8 @@ struct Core {
 enum Stage {
     /// Not a member of a cluster, or not known to be one.
     Unformed(Unformed),
+    /// A member that reads or mends its log.
+    Recovering(Recovering),
     /// A replica.
     Running(Box<Running>),
 }
@@ -236,14 +249,14 @@ impl Node {
         let node = Rc::new(Self {
             core: RefCell::new(Core {
                 stage: Stage::Unformed(Unformed::new(&options, &data)?),
-                data,
+                data: Arc::new(data),
                 links: BTreeMap::new(),
                 newcomers: BTreeSet::new(),
                 wakers: BTreeMap::new(),
                 next_link: 1,
                 closing: false,
             }),
-            options,
+            options: Arc::new(options),
             // Rises from one process of a seat to the next, as far as its clock does.
             incarnation: Incarnation(now.unix_ms.0.saturating_mul(1000).saturating_add(random_u64() % 1000)),
             clock,
@@ -253,6 +266,15 @@ impl Node {
         });
         node.core.borrow_mut().drive_forming(&node, now)?;
         Ok(node)
+    }
+
+    /// Waits until the directory was read; not for peers that fill holes.
+    async fn read(self: &Rc<Self>) {
+        while matches!(&self.core.borrow().stage, Stage::Recovering(recovering) if recovering.is_reading()) {
+            self.wake.notified().await;
+        }
+        // The pump is to look too.
+        self.wake.notify_one();
     }
 
     fn open_mesh(self: &Rc<Self>, listener: TcpListener) -> Result<Mesh, NodeError> {
@@ -272,8 +294,13 @@ impl Node {
     /// The seats and their addresses: what the command line says, and for all others the configuration.
     fn peers(&self) -> BTreeMap<Seat, String> {
         let mut peers = BTreeMap::new();
-        if let Stage::Running(running) = &self.core.borrow().stage {
-            let seats = &running.replica.configuration().seats;
+        let core = self.core.borrow();
+        let configuration = match &core.stage {
+            Stage::Running(running) => Some(running.replica.configuration()),
+            Stage::Recovering(recovering) => recovering.configuration(),
+            Stage::Unformed(_) => None,
+        };
+        if let Some(Configuration { seats, .. }) = configuration {
             peers.extend(seats.iter().map(|(seat, record)| (*seat, record.address.clone())));
             // A seat that was removed is not dialled any more, whatever the forming list says.
             peers.extend(
@@ -289,7 +316,11 @@ impl Node {
     fn hello(&self) -> SelfHello {
         let core = self.core.borrow();
         let endpoints = self.options.endpoints.clone();
-        let Stage::Running(running) = &core.stage else { return SelfHello { endpoints, ..SelfHello::default() } };
+        let running = match &core.stage {
+            Stage::Unformed(_) => return SelfHello { endpoints, ..SelfHello::default() },
+            Stage::Recovering(recovering) => return recovering.hello(endpoints),
+            Stage::Running(running) => running,
+        };
         let status = running.voter.status();
         SelfHello {
             id: Some(status.id),
@@ -311,7 +342,12 @@ impl Node {
 
     /// Something was refused, for this reason, before it came as far as a core that counts.
     pub(crate) fn count(&self, reason: &'static str) {
-        *self.refused.borrow_mut().entry(reason).or_default() += 1;
+        self.count_by(reason, 1);
+    }
+
+    /// As [`Node::count`], so many times.
+    pub(crate) fn count_by(&self, reason: &'static str, times: u64) {
+        *self.refused.borrow_mut().entry(reason).or_default() += times;
     }
 
     pub(crate) fn now(&self) -> Time {
@@ -358,7 +394,7 @@ impl Node {
     pub(crate) fn link_transmit(&self, link: LinkId, out: &mut Vec<Bytes>) -> Transmit {
         match &mut self.core.borrow_mut().stage {
             Stage::Running(running) => running.room.poll_transmit(link, self.options.limits.turn_bytes_max, out, self.clock.now()),
-            Stage::Unformed(_) => Transmit::CloseAfter,
+            Stage::Unformed(_) | Stage::Recovering(_) => Transmit::CloseAfter,
         }
     }
 
@@ -380,6 +416,7 @@ impl Node {
         let core = &mut *borrowed;
         let (mut configured, mut settled) = (false, false);
         let renamed = core.drive_forming(self, now)?;
+        let recovered = core.drive_recovery(self, now)?;
         if let Stage::Running(running) = &mut core.stage {
             running.pump(self, &core.links, now)?;
             while let Some(link) = running.room.poll_abort() {
@@ -400,7 +437,7 @@ impl Node {
         }
         drop(borrowed);
         // Whom a joint change removes votes until it is left, and may be the one who asked for it.
-        if configured && settled {
+        if configured && settled || recovered {
             mesh.set_peers(self.peers());
         }
         self.publish();
@@ -415,6 +452,7 @@ impl Node {
         let now = self.clock.now();
         let stage = match &self.core.borrow().stage {
             Stage::Unformed(unformed) => unformed.next_timeout(),
+            Stage::Recovering(recovering) => recovering.next_timeout(),
             Stage::Running(running) => Some(running.next_timeout(now)),
         };
         let at = stage.into_iter().chain(ending).min().unwrap_or_else(|| now.plus_ms(IDLE_LOOK_MS));
@@ -423,8 +461,14 @@ impl Node {
 
     /// Tells the process what this voter is now.
     fn publish(&self) {
-        let (phase, leader) = self.core.borrow().phase();
+        let core = self.core.borrow();
+        let (phase, leader) = core.phase();
+        let reading = matches!(&core.stage, Stage::Recovering(recovering) if !recovering.is_mending());
         self.view.send_if_modified(|view| {
+            // What it starts as is known when its directory was read.
+            if reading && *view == NodeView::Starting {
+                return false;
+            }
             let now = NodeView::Running { phase, leader };
             let changed = *view != now;
             *view = now;
@@ -432,9 +476,12 @@ impl Node {
         });
     }
 
-    fn answer_admin(&self, request: AdminRequest, answer: oneshot::Sender<Result<(), String>>) {
+    fn answer_admin(&self, request: AdminRequest, answer: oneshot::Sender<Result<(), AdminFailure>>) {
         match &mut self.core.borrow_mut().stage {
-            Stage::Unformed(_) => drop(answer.send(Err("this server is not a member of a cluster yet".into()))),
+            Stage::Unformed(_) => {
+                drop(answer.send(Err(AdminFailure::Refused("this server is not a member of a cluster yet".into()))));
+            }
+            Stage::Recovering(_) => drop(answer.send(Err(AdminFailure::Recovering))),
             Stage::Running(running) => {
                 running.admin_asked(request, AdminWaiter::Here(answer), self.options.limits.admin_ms, self.clock.now());
             }
@@ -458,7 +505,7 @@ impl Node {
     /// Whether leadership and clients are gone, and with them all that a shutdown waits for.
     fn may_end(&self) -> bool {
         match &self.core.borrow().stage {
-            Stage::Unformed(_) => true,
+            Stage::Unformed(_) | Stage::Recovering(_) => true,
             Stage::Running(running) => running.room.link_count() == 0 && !running.voter.is_transferring(),
         }
     }
@@ -469,6 +516,7 @@ impl Core {
         match &self.stage {
             Stage::Unformed(unformed) if unformed.joins() => (Phase::Joining, None),
             Stage::Unformed(_) => (Phase::Forming, None),
+            Stage::Recovering(_) => (Phase::Recovering, None),
             Stage::Running(running) => match (running.role, running.leader) {
                 (RaftRole::Leader, leader) => (Phase::Leading, leader),
                 (_, Some(leader)) => (Phase::Following, Some(leader)),

@@ -29,18 +29,21 @@ use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 use tracing::debug;
 use voter_mesh::ids::Time;
-use voter_mesh::mesh::message::AdminRequest;
+use voter_mesh::mesh::message::{AdminFailure, AdminRequest};
 
 use crate::limits::ServerLimits;
 use crate::node::Node;
 use crate::status::ServerStatus;
+
+/// Milliseconds after which whoever was told that the server recovers may ask again.
+const RETRY_AFTER_MS: u32 = 200;
 
 /// An operator's question, on its way from the HTTP handler to the server's own thread.
 pub(crate) enum Ask {
     /// `GET /status`.
     Status { hashes: bool, answer: oneshot::Sender<ServerStatus> },
     /// `POST /admin`.
-    Admin { request: AdminRequest, answer: oneshot::Sender<Result<(), String>> },
+    Admin { request: AdminRequest, answer: oneshot::Sender<Result<(), AdminFailure>> },
 }
 
 /// A client's socket, upgraded.
@@ -222,7 +225,10 @@ async fn admin(State(door): State<Door>, axum::Extension(caller): axum::Extensio
     }
     match tokio::time::timeout(Duration::from_millis(door.limits.admin_ms), answered).await {
         Ok(Ok(Ok(()))) => json(StatusCode::OK, &serde_json::json!({"ok": true})),
-        Ok(Ok(Err(why))) => json(StatusCode::CONFLICT, &serde_json::json!({"error": why})),
+        Ok(Ok(Err(AdminFailure::Recovering))) => {
+            json(StatusCode::SERVICE_UNAVAILABLE, &serde_json::json!({"error": "Recovering", "retry_after_ms": RETRY_AFTER_MS}))
+        }
+        Ok(Ok(Err(AdminFailure::Refused(why)))) => json(StatusCode::CONFLICT, &serde_json::json!({"error": why})),
         Ok(Err(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Err(_) => json(StatusCode::GATEWAY_TIMEOUT, &serde_json::json!({"error": "not done in time; it may still happen"})),
     }
@@ -251,7 +257,8 @@ async fn serve_link(node: Rc<Node>, port: Rc<Port>, arrival: Arrival) {
                 // The room has counted it.
                 _ => {}
             }
-            let refuse = ServerFrame::Refuse { code, retry_after_ms: (code == Code::Recovering).then_some(200) }.encode();
+            let refuse =
+                ServerFrame::Refuse { code, retry_after_ms: (code == Code::Recovering).then_some(RETRY_AFTER_MS) }.encode();
             let goodbye = async {
                 use futures_util::SinkExt;
                 let _ = socket.send(Message::Binary(refuse)).await;

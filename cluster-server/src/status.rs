@@ -12,12 +12,27 @@ pub enum Phase {
     Forming,
     /// An empty directory that met a formed cluster: waiting for an id and a snapshot.
     Joining,
+    /// A member that reads its log, or mends it from its peers; it has no part in consensus yet.
+    Recovering,
     /// Without a leader.
     Leaderless,
     /// Following a leader.
     Following,
     /// Leading.
     Leading,
+}
+
+/// How far a recovery has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RecoveryStatus {
+    /// Runs above the newest snapshot that were read so far.
+    pub runs_read: u64,
+    /// Holes in the log that peers are being asked to fill.
+    pub holes_open: u64,
+    /// Holes that were filled in this start.
+    pub holes_filled: u64,
+    /// Runs that peers gave for them.
+    pub runs_filled: u64,
 }
 
 /// A server's state, as `GET /status` gives it.
@@ -53,6 +68,15 @@ pub struct ServerStatus {
     pub sessions: usize,
     /// The configuration.
     pub configuration: Configuration,
+    /// While it recovers: how far it has come.
+    #[serde(default)]
+    pub recovery: Option<RecoveryStatus>,
+    /// Its log lost what it had acknowledged, and is not whole again yet.
+    #[serde(default)]
+    pub suspect: bool,
+    /// What is damaged in its log: while holes are filled, and under `AlertAndContinue` until the log is whole.
+    #[serde(default)]
+    pub damage: Vec<String>,
     /// SHA-256 of the state at `applied`, in hex; only where `?hashes` asked for it.
     pub state_hash: Option<String>,
     /// SHA-256 of the session table at `applied`, in hex; only where `?hashes` asked for it.

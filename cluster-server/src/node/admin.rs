@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 use voter_mesh::ids::{Seat, Time};
-use voter_mesh::mesh::message::{AdminRequest, Message};
+use voter_mesh::mesh::message::{AdminFailure, AdminRequest, Message};
 use voter_mesh::raft::{AdminProgress, AdminRefused};
 
 use super::running::{Running, send};
@@ -21,7 +21,7 @@ const ADMIN_ASKS_MAX: usize = 64;
 /// Who waits for the answer.
 pub(super) enum AdminWaiter {
     /// Somebody in this process, or on this server's port.
-    Here(oneshot::Sender<Result<(), String>>),
+    Here(oneshot::Sender<Result<(), AdminFailure>>),
     /// A peer that passed it on, and what it calls it.
     Peer(Seat, u64),
     /// A newcomer on a link of this server: it is told through forming when the configuration names it.
@@ -54,7 +54,7 @@ impl Running {
     /// Takes a request and sees it through.
     pub(super) fn admin_asked(&mut self, request: AdminRequest, waiter: AdminWaiter, deadline_ms: u64, now: Time) {
         if self.admin.len() >= ADMIN_ASKS_MAX {
-            return answer(waiter, Err("too many requests at once".into()), &BTreeMap::new());
+            return answer(waiter, Err(refused("too many requests at once")), &BTreeMap::new());
         }
         let nonce = self.next_admin;
         self.next_admin += 1;
@@ -68,7 +68,7 @@ impl Running {
             let ask = &mut self.admin[number];
             if ask.deadline <= now {
                 let ask = self.admin.swap_remove(number);
-                answer(ask.waiter, Err("no leader did it in time; it may still happen".into()), links);
+                answer(ask.waiter, Err(refused("no leader did it in time; it may still happen")), links);
                 continue;
             }
             number += 1;
@@ -91,17 +91,20 @@ impl Running {
                 }
                 // Both pass by themselves: it is put to this leader again until its deadline.
                 Err(AdminRefused::Busy | AdminRefused::Behind(_)) => {}
-                Err(refused) => {
+                Err(why) => {
                     number -= 1;
                     let ask = self.admin.swap_remove(number);
-                    answer(ask.waiter, Err(refused.to_string()), links);
+                    answer(ask.waiter, Err(refused(why)), links);
                 }
             }
         }
     }
 
-    /// The leader has answered a request that was passed on to it.
-    pub(super) fn admin_answered(&mut self, nonce: u64, result: Result<(), String>, links: &BTreeMap<Seat, Link>) {
+    /// The leader has answered a request that was passed on to it. One that had just restarted has not: the next one is asked again.
+    pub(super) fn admin_answered(&mut self, nonce: u64, result: Result<(), AdminFailure>, links: &BTreeMap<Seat, Link>) {
+        if result == Err(AdminFailure::Recovering) {
+            return;
+        }
         if let Some(number) = self.admin.iter().position(|ask| ask.nonce == nonce) {
             let ask = self.admin.swap_remove(number);
             answer(ask.waiter, result, links);
@@ -113,12 +116,16 @@ impl Running {
         let (ended, open) = std::mem::take(&mut self.admin).into_iter().partition(|ask| ask.started && ask.request == *request);
         self.admin = open;
         for ask in ended {
-            answer(ask.waiter, result.clone(), links);
+            answer(ask.waiter, result.clone().map_err(AdminFailure::Refused), links);
         }
     }
 }
 
-fn answer(waiter: AdminWaiter, result: Result<(), String>, links: &BTreeMap<Seat, Link>) {
+fn refused(why: impl ToString) -> AdminFailure {
+    AdminFailure::Refused(why.to_string())
+}
+
+fn answer(waiter: AdminWaiter, result: Result<(), AdminFailure>, links: &BTreeMap<Seat, Link>) {
     match waiter {
         AdminWaiter::Here(sender) => drop(sender.send(result)),
         AdminWaiter::Peer(seat, nonce) => {

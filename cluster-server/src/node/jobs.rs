@@ -7,17 +7,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use relay::room::ClientSnapshot;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use voter_mesh::ids::{RaftId, RunIndex, Seat, Term, Time};
-use voter_mesh::log::NoRuns;
-use voter_mesh::mesh::bulk::RUNS_BYTES_MAX;
 use voter_mesh::replica::{Replica, ReplicaImage};
 use voter_mesh::snapshot::{Hashing, SnapshotMeta};
 
 use super::running::Running;
-use super::{Node, NodeError, Stage, panic_text};
-use crate::disk::{DiskError, LogReader, ReadError, SnapshotStore};
-use crate::mesh::{Link, RunsAnswer};
+use super::{Node, NodeError, NodeOptions, Stage, panic_text};
+use crate::disk::{DiskError, SnapshotStore};
+use crate::mesh::Link;
 
 /// Bytes of runs that are read from disk at once for a lagging follower.
 const FETCH_BYTES_MAX: usize = 4 << 20;
@@ -124,7 +122,7 @@ impl Running {
     /// The log restarted behind a snapshot that a leader sent: so does the replica.
     pub(super) fn reload(&mut self, meta: &SnapshotMeta, node: &Rc<Node>, now: Time) -> Result<(), NodeError> {
         self.to_apply.clear();
-        self.replica = restore(&self.snapshots, meta, node)?;
+        self.replica = restore(&self.snapshots, meta, &node.options)?;
         let tail = self.replica.tail();
         info!(run = %tail.run, index = %tail.last, "replica restored from a leader's snapshot");
         self.room.handle_restored((tail.last, tail.chain), self.replica.sessions(), now);
@@ -133,25 +131,10 @@ impl Running {
     }
 }
 
-/// Reads runs for a peer that mends its log; without a reader, this server cannot say yet what it holds. Every run is checked as it is
-/// read, so nothing that is damaged here is passed on.
-pub(super) async fn read_for_peer(reader: Option<LogReader>, first: RunIndex, last: RunIndex) -> RunsAnswer {
-    let Some(reader) = reader else { return Err(NoRuns::NotYet) };
-    match tokio::task::spawn_blocking(move || reader.read(first, last, RUNS_BYTES_MAX)).await {
-        Ok(Ok(runs)) => Ok(runs),
-        Ok(Err(ReadError::Trimmed { first })) => Err(NoRuns::Trimmed { first }),
-        Ok(Err(error)) => {
-            debug!(%error, "runs not read for a peer");
-            Err(NoRuns::Absent)
-        }
-        Err(_) => Err(NoRuns::NotYet),
-    }
-}
-
 /// Reads the replica that a snapshot of this server holds.
-pub(super) fn restore(store: &SnapshotStore, meta: &SnapshotMeta, node: &Node) -> Result<Replica, NodeError> {
+pub(super) fn restore(store: &SnapshotStore, meta: &SnapshotMeta, options: &NodeOptions) -> Result<Replica, NodeError> {
     let (mut state, mut sessions) = (store.open_state(meta)?, store.open_sessions(meta)?);
-    Replica::restore(meta, &mut state, &mut sessions, &node.options.machine, node.options.replica_limits)
+    Replica::restore(meta, &mut state, &mut sessions, &options.machine, options.replica_limits)
         .map_err(|error| NodeError::Fatal(format!("snapshot at run {}: {error}", meta.tail.run)))
 }
 

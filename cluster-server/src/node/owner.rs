@@ -13,7 +13,7 @@ use voter_mesh::raft::Peer;
 
 use super::admin::AdminWaiter;
 use super::running::Running;
-use super::{Core, Node, Stage, jobs, panic_text};
+use super::{Core, Node, Stage, panic_text, recovering};
 use crate::disk::{LogReader, Receiving};
 use crate::mesh::{Disconnect, Link, MeshMessage, MeshOwner, PeerHello, RunsAnswer, SelfHello, SnapshotOffer, SnapshotSink};
 
@@ -33,6 +33,7 @@ impl MeshOwner for Owner {
         core.links.insert(peer.seat, link);
         match &mut core.stage {
             Stage::Unformed(unformed) => unformed.forming().handle_connected(&peer),
+            Stage::Recovering(recovering) => recovering.link_up(&peer, now),
             Stage::Running(running) => running.link_up(&peer, now),
         }
         core.learn_endpoints(&node);
@@ -58,6 +59,11 @@ impl MeshOwner for Owner {
         core.newcomers.remove(&seat);
         match &mut core.stage {
             Stage::Unformed(unformed) => unformed.forming().handle_disconnected(seat),
+            Stage::Recovering(recovering) => {
+                if let Some(id) = link.and_then(|link| link.peer().id) {
+                    recovering.link_down(id, now);
+                }
+            }
             Stage::Running(running) => {
                 if let Some(id) = link.and_then(|link| link.peer().id) {
                     running.voter.handle_disconnected(id, how, now);
@@ -72,7 +78,11 @@ impl MeshOwner for Owner {
     fn snapshot_begin(&self, from: Seat, _incarnation: Incarnation, offer: SnapshotOffer) -> Result<Box<dyn SnapshotSink>, String> {
         let node = self.0.upgrade().ok_or("the server is stopping")?;
         let core = node.core.borrow();
-        let Stage::Running(running) = &core.stage else { return Err("the server is not a member yet".into()) };
+        let running = match &core.stage {
+            Stage::Running(running) => running,
+            Stage::Recovering(_) => return Err("the server is recovering".into()),
+            Stage::Unformed(_) => return Err("the server is not a member yet".into()),
+        };
         let sender = core.links.get(&from).and_then(|link| link.peer().id).ok_or("the sender has no id")?;
         info!(%sender, run = %offer.meta.tail.run, bytes = offer.total, "receiving a snapshot");
         let receiving = running.snapshots.begin_receive(&offer.meta, offer.total).map_err(|error| error.to_string())?;
@@ -81,7 +91,7 @@ impl MeshOwner for Owner {
 
     fn runs_asked(&self, _from: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer> {
         let reader = self.0.upgrade().and_then(|node| node.core.borrow().reader());
-        jobs::read_for_peer(reader, first, last).boxed_local()
+        recovering::read_for_peer(reader, first, last).boxed_local()
     }
 }
 
@@ -118,7 +128,7 @@ impl SnapshotSink for Sink {
 }
 
 impl Running {
-    fn link_up(&mut self, peer: &PeerHello, now: Time) {
+    pub(super) fn link_up(&mut self, peer: &PeerHello, now: Time) {
         if let Some(id) = peer.id
             && peer.identity == Some(self.replica.identity())
         {
@@ -132,6 +142,7 @@ impl Core {
     fn reader(&self) -> Option<LogReader> {
         match &self.stage {
             Stage::Running(running) => Some(running.reader.clone()),
+            Stage::Recovering(recovering) => recovering.reader(),
             Stage::Unformed(_) => None,
         }
     }
@@ -140,7 +151,8 @@ impl Core {
         let Some(link) = self.links.get(&from) else { return };
         match (&mut self.stage, message) {
             (Stage::Unformed(unformed), MeshMessage::Form(message)) => unformed.forming().handle_message(from, message),
-            (Stage::Unformed(_), MeshMessage::Raft(_)) | (Stage::Running(_), MeshMessage::Form(_)) => {}
+            (Stage::Unformed(_), MeshMessage::Raft(_)) | (Stage::Running(_) | Stage::Recovering(_), MeshMessage::Form(_)) => {}
+            (Stage::Recovering(_), MeshMessage::Raft(message)) => recovering::refuse(&message, link, node),
             (Stage::Running(running), MeshMessage::Raft(message)) => match message {
                 Message::Admin { nonce, request } => {
                     let newcomer = link.peer().id.is_none();

@@ -65,6 +65,8 @@ pub(super) struct Running {
     pub(super) configured: bool,
     /// A report of sessions was lost.
     report_again: bool,
+    /// What was found damaged and not repaired, in words, until the log is whole.
+    pub(super) damage: Vec<String>,
 }
 
 impl Running {
@@ -103,6 +105,7 @@ impl Running {
             imaging: false,
             configured: true,
             report_again: false,
+            damage: Vec::new(),
         }
     }
 

@@ -1,6 +1,8 @@
-//! From a data directory to a replica at work: forming or joining, then recovery.
+//! From a data directory to a replica at work: forming or joining, then reading what is there.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -10,16 +12,18 @@ use relay::wire::ServerEntry;
 use tracing::{info, warn};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{ClusterId, Identity, RaftId, RoomId, RunIndex, Time};
-use voter_mesh::log::{Verdict, empty_tail};
+use voter_mesh::log::{DamagePolicy, Decision, Findings, Verdict, decide, empty_tail};
 use voter_mesh::mesh::forming::{FormEvent, FormOptions, FormRecord, Forming};
 use voter_mesh::mesh::message::{AdminRequest, Message};
 use voter_mesh::raft::{Recovered, Voter, VoterOptions};
 use voter_mesh::replica::Replica;
 use voter_mesh::run::Run;
+use voter_mesh::snapshot::SnapshotMeta;
 
+use super::recovering::{Damaged, Fill, Membership, Read, Recovering};
 use super::running::{Running, liveness_every_ms};
 use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, jobs, random_u64};
-use crate::disk::{DataDir, DiskError, Log, LogOptions, LogWriter, NodeRecord, SnapshotStore, WriterLimits};
+use crate::disk::{DataDir, DiskError, Log, LogOptions, LogRecovered, LogWriter, NodeRecord, SnapshotStore, WriterLimits};
 use crate::mesh::MeshMessage;
 
 /// How often a newcomer asks the formed servers that it is linked to.
@@ -80,14 +84,16 @@ fn form_record(node: &NodeRecord) -> FormRecord {
 }
 
 impl Core {
-    /// Moves forming on, and begins the replica when this server belongs to a cluster; whether it does since now.
-    pub(super) fn drive_forming(&mut self, node: &Node, now: Time) -> Result<bool, NodeError> {
+    /// Moves forming on, and begins to recover when this server belongs to a cluster; whether it does since now.
+    pub(super) fn drive_forming(&mut self, node: &Rc<Node>, now: Time) -> Result<bool, NodeError> {
         let mut begun = false;
         loop {
             let Stage::Unformed(unformed) = &mut self.stage else { return Ok(begun) };
             let forming = &mut unformed.forming;
             if let Some(store) = forming.poll_store() {
-                self.data.store_node(&node_record(node, &self.data, store.record))?;
+                let record = node_record(node, &self.data, store.record);
+                let data = Arc::get_mut(&mut self.data).expect("nobody reads the directory before this server is a member");
+                data.store_node(&record)?;
                 forming.handle_stored(store.number);
                 continue;
             }
@@ -102,8 +108,8 @@ impl Core {
             match forming.poll_event() {
                 Some(FormEvent::Formed { id, identity, configuration, may_campaign }) => {
                     info!(%id, cluster = %identity.cluster, may_campaign, "member of a cluster");
-                    let running = open(node, &self.data, id, identity, configuration, may_campaign, now)?;
-                    self.stage = Stage::Running(Box::new(running));
+                    let membership = Membership { id, identity, formed: configuration, may_campaign };
+                    self.stage = Stage::Recovering(Recovering::begin(membership, &self.data, node));
                     begun = true;
                 }
                 Some(FormEvent::Join { identity }) => {
@@ -133,17 +139,36 @@ fn node_record(node: &Node, data: &DataDir, record: FormRecord) -> NodeRecord {
     NodeRecord { directory: data.directory(), seat: node.options.seat, id, identity, configuration, machine, state }
 }
 
-/// Recovers the replica of this directory, or begins it.
-fn open(
-    node: &Node,
+/// A replica that was read from its directory.
+pub(super) struct Opened {
+    snapshots: Arc<SnapshotStore>,
+    newest: Option<SnapshotMeta>,
+    log: Log,
+    recovered: LogRecovered,
+    /// The runs above the snapshot.
+    recent: Vec<Run>,
+    replica: Replica,
+    room: Room,
+    /// What is damaged and shown until the log is whole.
+    alert: Vec<String>,
+}
+
+/// Reads the replica of this directory, or begins it, after `fills` were written into its log's holes; where peers may have what is
+/// missing, and are still to be asked (`fillable`), that is said instead. Takes as long as the disk does.
+pub(super) fn read(
+    options: &NodeOptions,
     data: &DataDir,
-    id: RaftId,
-    identity: Identity,
-    formed: Configuration,
-    may_campaign: bool,
+    membership: &Membership,
+    fills: &[Fill],
+    fillable: bool,
+    progress: &AtomicU64,
     now: Time,
-) -> Result<Running, NodeError> {
-    let (options, started) = (&node.options, Instant::now());
+) -> Result<Read, NodeError> {
+    let Membership { id, identity, formed, may_campaign } = membership.clone();
+    let started = Instant::now();
+    for (damage, runs) in fills {
+        damage.fill(runs)?;
+    }
     let snapshots = Arc::new(SnapshotStore::open(data, identity)?);
     let fresh = || Replica::form(identity, formed.clone(), &options.machine, options.replica_limits);
     let newest = match snapshots.newest() {
@@ -152,53 +177,111 @@ fn open(
         newest => newest,
     };
     let mut replica = match &newest {
-        Some(meta) => jobs::restore(&snapshots, meta, node)?,
+        Some(meta) => jobs::restore(&snapshots, meta, options)?,
         // A newcomer: the leader's snapshot replaces this before anything is applied.
         None => fresh(),
     };
     let begin = newest.as_ref().map_or_else(|| empty_tail(&identity), |meta| meta.tail);
     let log_options = LogOptions { segment_bytes: options.limits.segment_bytes, ..LogOptions::default() };
-    let mut runs = VecDeque::new();
-    let mut keep = |run: &Run| runs.push_back(run.clone());
-    let (mut log, mut recovered) =
-        match Log::recover(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut keep) {
-            Err(DiskError::NoLog { .. }) => {
-                let log = Log::create(data, identity, id, begin, log_options)?;
-                drop(log);
-                Log::recover(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut keep)?
-            }
-            result => result?,
-        };
-    let mut room = Room::new(room_options(node, id, identity), (replica.tail().last, replica.tail().chain), now);
-    // What is known to be committed is applied at once; the rest when a leader says so.
-    let mut recent = Vec::with_capacity(runs.len());
-    for run in runs {
-        if run.header().run <= recovered.commit {
-            let applied = replica.apply(&run).map_err(|error| NodeError::Fatal(error.to_string()))?;
-            room.handle_applied(&applied, now);
+    let mut recent = Vec::new();
+    let mut look = || {
+        recent.clear();
+        Log::look(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut |run| {
+            progress.fetch_add(1, Ordering::Relaxed);
+            recent.push(run.clone());
+        })
+    };
+    let look = match look() {
+        Err(DiskError::NoLog { .. }) => {
+            drop(Log::create(data, identity, id, begin, log_options)?);
+            look()?
         }
-        recent.push(run);
+        result => result?,
+    };
+    let mut room = Room::new(room_options(options, id, identity), (replica.tail().last, replica.tail().chain), now);
+    // What is known to be committed is applied at once; the rest when a leader says so.
+    for run in recent.iter().take_while(|run| run.header().run <= look.recovered().commit) {
+        let applied = replica.apply(run).map_err(|error| NodeError::Fatal(error.to_string()))?;
+        room.handle_applied(&applied, now);
     }
-    let applied = if newest.is_some() { *replica.tail() } else { begin };
-    let alone = newest.is_some() && replica.configuration().voters() == [id] && !replica.configuration().is_joint();
+    let configuration = replica.configuration();
+    let sole_voter = newest.is_some() && configuration.voters() == [id] && !configuration.is_joint();
+    let found = Findings {
+        verdict: look.recovered().verdict,
+        damaged: !look.damage().is_empty(),
+        holes: look.damage().iter().any(|damage| damage.hole.is_some()),
+        peers: !sole_voter || !configuration.standbys().is_empty(),
+        sole_voter,
+    };
+    let decision = decide(options.on_damage, &found, fillable);
+    let mut alert = Vec::new();
+    match decision {
+        Decision::Fill => {
+            let LogRecovered { tail, .. } = *look.recovered();
+            return Ok(Read::Damaged(Damaged {
+                damage: look.damage().to_vec(),
+                reader: look.reader(),
+                configuration: configuration.clone(),
+                last: (tail.term, tail.run),
+            }));
+        }
+        Decision::Refuse => {
+            let damage: Vec<_> = look.damage().iter().map(ToString::to_string).collect();
+            return Err(NodeError::Fatal(format!(
+                "the log is damaged, and the policy is not to start then: {}",
+                damage.join("; ")
+            )));
+        }
+        Decision::Lost => {
+            let LogRecovered { tail, must_reach, .. } = look.recovered();
+            let (end, lost) = (tail.run, must_reach.map_or(RunIndex::ZERO, |goal| goal.run));
+            return Err(NodeError::Fatal(format!(
+                "the log ends at run {end} and acknowledged runs up to {lost} are gone; no other server has them, so this one does not \
+                 start. `quorate recover {} --accept-loss` accepts the loss",
+                data.path().display()
+            )));
+        }
+        Decision::Start | Decision::AcceptEnd => {}
+    }
+    if options.on_damage == DamagePolicy::AlertAndContinue && found.damaged {
+        alert = look.damage().iter().map(ToString::to_string).collect();
+        for kept in look.keep_damaged()? {
+            warn!(path = %kept.display(), "the damaged segment is kept here");
+        }
+    }
+    for damage in look.damage() {
+        warn!("damage that stays: {damage}");
+    }
+    let (mut log, mut recovered) = look.open()?;
     match recovered.verdict {
         Verdict::Clean | Verdict::Torn => {}
-        Verdict::Doubtful if alone => {
+        Verdict::Doubtful if decision == Decision::AcceptEnd => {
             warn!(run = %recovered.tail.run, must_reach = ?recovered.must_reach, "the last batch was incomplete and is cut; it may have been acknowledged");
             log.accept_end();
             recovered.must_reach = None;
-        }
-        Verdict::Suspect if alone => {
-            let (end, lost) = (recovered.tail.run, recovered.must_reach.map_or(RunIndex::ZERO, |goal| goal.run));
-            return Err(NodeError::Fatal(format!(
-                "the log ends at run {end} and acknowledged runs up to {lost} are gone; no other voter has them, so this one does not start"
-            )));
         }
         verdict => warn!(?verdict, must_reach = ?recovered.must_reach, "the log lost its end: following until it is whole again"),
     }
     if recovered.vote_lost {
         warn!("a vote may be forgotten: none is given until all other voters were heard");
     }
+    info!(
+        %id, index = %replica.tail().last, run = %replica.tail().run, tail = %recovered.tail.run, term = %recovered.term,
+        ms = started.elapsed().as_millis() as u64, "recovered"
+    );
+    Ok(Read::Opened(Box::new(Opened { snapshots, newest, log, recovered, recent, replica, room, alert })))
+}
+
+/// Begins the replica that was read.
+pub(super) fn begin(node: &Node, opened: Opened, membership: &Membership, now: Time) -> Result<Running, NodeError> {
+    let Opened { snapshots, newest, log, recovered, recent, replica, room, alert } = opened;
+    let (options, &Membership { id, identity, .. }) = (&node.options, membership);
+    match recovered.verdict {
+        Verdict::Clean | Verdict::Torn => {}
+        Verdict::Doubtful => node.count("log_doubtful"),
+        Verdict::Suspect => node.count("log_suspect"),
+    }
+    let applied = if newest.is_some() { *replica.tail() } else { empty_tail(&identity) };
     let voter_options = VoterOptions {
         id,
         incarnation: node.incarnation,
@@ -229,10 +312,6 @@ fn open(
         now,
     )
     .map_err(|error| NodeError::Fatal(error.to_string()))?;
-    info!(
-        %id, index = %applied.last, run = %applied.run, tail = %recovered.tail.run, term = %recovered.term,
-        ms = started.elapsed().as_millis() as u64, "recovered"
-    );
     let reader = log.reader();
     let written = Arc::new(Mutex::new(VecDeque::new()));
     let (slot, wake) = (Arc::clone(&written), Arc::clone(&node.wake));
@@ -241,11 +320,12 @@ fn open(
         wake.notify_one();
     })?;
     let session_ttl_ms = options.session_ttl.as_millis() as u64;
-    Ok(Running::new((voter, replica, room), (log, written), reader, snapshots, session_ttl_ms, now))
+    let mut running = Running::new((voter, replica, room), (log, written), reader, snapshots, session_ttl_ms, now);
+    running.damage = alert;
+    Ok(running)
 }
 
-fn room_options(node: &Node, id: RaftId, identity: Identity) -> RoomOptions {
-    let options = &node.options;
+fn room_options(options: &NodeOptions, id: RaftId, identity: Identity) -> RoomOptions {
     let feed = FeedLimits { feed_ring_bytes_max: options.limits.ring_bytes_max, ..FeedLimits::default() };
     RoomOptions {
         identity,

@@ -46,6 +46,9 @@ impl Node {
             clients: 0,
             sessions: 0,
             configuration: voter_mesh::configuration::Configuration::default(),
+            recovery: None,
+            suspect: false,
+            damage: Vec::new(),
             state_hash: None,
             sessions_hash: None,
             counters: BTreeMap::new(),
@@ -71,7 +74,14 @@ impl Node {
         for (reason, value) in self.refused.borrow().iter() {
             count((*reason).to_owned(), *value);
         }
-        let Stage::Running(running) = &core.stage else { return (status, None) };
+        let running = match &core.stage {
+            Stage::Unformed(_) => return (status, None),
+            Stage::Recovering(recovering) => {
+                recovering.describe(&mut status);
+                return (status, None);
+            }
+            Stage::Running(running) => running,
+        };
         let (voter, replica) = (running.voter.status(), &running.replica);
         status.id = Some(voter.id);
         status.cluster = Some(replica.identity().cluster);
@@ -82,6 +92,10 @@ impl Node {
         status.clients = running.room.link_count();
         status.sessions = replica.sessions().len();
         status.configuration = replica.configuration().clone();
+        status.suspect = voter.suspect;
+        if voter.suspect {
+            status.damage.clone_from(&running.damage);
+        }
         count("appends_dropped".into(), voter.appends_dropped);
         let counters = running.room.counters();
         count("admitted".into(), counters.admitted);

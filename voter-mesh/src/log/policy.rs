@@ -27,8 +27,10 @@ pub struct Findings {
     pub damaged: bool,
     /// Some of what cannot be read has good runs behind it.
     pub holes: bool,
-    /// There is no other member who could have what is missing.
-    pub alone: bool,
+    /// There are other members, who may have what is missing.
+    pub peers: bool,
+    /// No other server votes: a leader that could give back an end is nobody but this one.
+    pub sole_voter: bool,
 }
 
 /// What is done about it.
@@ -36,13 +38,13 @@ pub struct Findings {
 pub enum Decision {
     /// Start with what is there.
     Start,
-    /// The last batch is incomplete, and nobody else can have it: its end stands, and the owner is told.
+    /// The last batch is incomplete, and no other server can give it back: its end stands, and the owner is told.
     AcceptEnd,
     /// Fill the holes from peers, then look again.
     Fill,
     /// Do not start, because the policy says so.
     Refuse,
-    /// Do not start: what was acknowledged is gone, and nobody else has it.
+    /// Do not start: what was acknowledged is gone, and no other server can give it back.
     Lost,
 }
 
@@ -51,9 +53,9 @@ pub enum Decision {
 pub const fn decide(policy: DamagePolicy, found: &Findings, fillable: bool) -> Decision {
     match (policy, found.verdict) {
         (DamagePolicy::RefuseStart, _) if found.damaged => Decision::Refuse,
-        (DamagePolicy::Repair, _) if found.holes && fillable && !found.alone => Decision::Fill,
-        (_, Verdict::Suspect) if found.alone => Decision::Lost,
-        (_, Verdict::Doubtful) if found.alone => Decision::AcceptEnd,
+        (DamagePolicy::Repair, _) if found.holes && fillable && found.peers => Decision::Fill,
+        (_, Verdict::Suspect) if found.sole_voter => Decision::Lost,
+        (_, Verdict::Doubtful) if found.sole_voter => Decision::AcceptEnd,
         _ => Decision::Start,
     }
 }
@@ -64,7 +66,7 @@ mod tests {
 
     #[test]
     fn policies_decide_about_files_and_never_about_votes() {
-        let found = |verdict, damaged, holes, alone| Findings { verdict, damaged, holes, alone };
+        let found = |verdict, damaged, holes, alone| Findings { verdict, damaged, holes, peers: !alone, sole_voter: alone };
         let damaged = found(Verdict::Suspect, true, true, false);
         assert_eq!(decide(DamagePolicy::Repair, &damaged, true), Decision::Fill);
         assert_eq!(decide(DamagePolicy::Repair, &damaged, false), Decision::Start, "as suspect");
@@ -84,6 +86,11 @@ mod tests {
         // A hole below a snapshot costs nothing that was acknowledged, but may still be filled for those who read old runs.
         let below = found(Verdict::Clean, true, true, false);
         assert_eq!(decide(DamagePolicy::Repair, &below, true), Decision::Fill);
-        assert_eq!(decide(DamagePolicy::Repair, &Findings { alone: true, ..below }, true), Decision::Start);
+        assert_eq!(decide(DamagePolicy::Repair, &Findings { peers: false, ..below }, true), Decision::Start);
+
+        // A standby may have what the only voter lacks, but cannot give it back as a leader.
+        let with_standby = Findings { peers: true, ..lost };
+        assert_eq!(decide(DamagePolicy::Repair, &with_standby, true), Decision::Fill);
+        assert_eq!(decide(DamagePolicy::Repair, &with_standby, false), Decision::Lost);
     }
 }

@@ -160,7 +160,7 @@ pub enum Message {
         /// The request's nonce.
         nonce: u64,
         /// Done, or why not.
-        result: Result<(), String>,
+        result: Result<(), AdminFailure>,
     },
 }
 
@@ -199,6 +199,17 @@ pub enum ReadRefusal {
     NotReady,
     /// It is still reading or mending its log, and has no part in consensus yet.
     Recovering,
+}
+
+/// Why an administrator's request is not done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum AdminFailure {
+    /// The server is still reading or mending its log: ask again, or another one.
+    #[error("the server is recovering")]
+    Recovering,
+    /// Refused, in words; nothing has changed.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// What an administrator asks of the leader.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use cluster_server::ServerCluster;
 use cluster_server::mesh::MeshSecret;
+use cluster_server::{DamagePolicy, ServerCluster};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use voter_mesh::ids::Seat;
@@ -58,6 +58,9 @@ pub(crate) struct Serve {
     /// Seconds that a session outlives its last client
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     session_ttl: Duration,
+    /// What to do at the start when the log is damaged; whatever it is, votes follow from what was acknowledged
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = OnDamage::Repair)]
+    on_damage: OnDamage,
     /// Seconds that a shutdown may take before what is left is torn down
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     shutdown: Duration,
@@ -94,6 +97,30 @@ impl StateName {
     }
 }
 
+/// What `--on-damage` takes.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum OnDamage {
+    /// Fetch what is missing from the other servers before taking part
+    Repair,
+    /// End the log before its first bad record at once; the leader gives back the rest
+    Truncate,
+    /// Do not start, and say what is damaged
+    Refuse,
+    /// As truncate, but keep the damaged files beside and show the damage in the status until the log is whole
+    Alert,
+}
+
+impl From<OnDamage> for DamagePolicy {
+    fn from(on_damage: OnDamage) -> Self {
+        match on_damage {
+            OnDamage::Repair => Self::Repair,
+            OnDamage::Truncate => Self::TruncateToLastGood,
+            OnDamage::Refuse => Self::RefuseStart,
+            OnDamage::Alert => Self::AlertAndContinue,
+        }
+    }
+}
+
 /// `SEAT=HOST:PORT`.
 pub(crate) fn seat_address(text: &str) -> Result<(Seat, String), String> {
     let shape = || format!("{text:?} is not SEAT=HOST:PORT, such as 1=127.0.0.1:7501");
@@ -113,7 +140,8 @@ impl Serve {
             .data_dir(&self.data_dir)
             .room(&self.room)
             .machine(self.state.machine())
-            .session_ttl(self.session_ttl);
+            .session_ttl(self.session_ttl)
+            .on_damage(self.on_damage.into());
         for address in &self.listen {
             builder = builder.listen(address);
         }

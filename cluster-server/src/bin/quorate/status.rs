@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use cluster_server::status::{Phase, ServerStatus};
+use cluster_server::status::{Phase, RecoveryStatus, ServerStatus};
 use hyper::Method;
 use serde_json::json;
 use voter_mesh::ids::RaftId;
@@ -76,6 +76,7 @@ fn role(status: &ServerStatus) -> &'static str {
     match status.phase {
         Phase::Forming => "forming",
         Phase::Joining => "joining",
+        Phase::Recovering => "recovering",
         Phase::Leading => "leader",
         Phase::Leaderless | Phase::Following => match status.id {
             Some(id) if status.configuration.standbys().contains(&id) => "standby",
@@ -109,6 +110,14 @@ fn table(endpoint: &Endpoint, status: &ServerStatus) -> String {
         ("room", format!("{}, state {} v{}", status.room, status.state_machine, status.state_machine_version)),
         ("cluster", or_dash(status.cluster)),
     ];
+    if let Some(recovery) = &status.recovery {
+        let RecoveryStatus { runs_read, holes_open, holes_filled, .. } = recovery;
+        rows.push(("recovery", format!("{runs_read} runs read, {holes_open} holes open, {holes_filled} filled")));
+    }
+    if status.suspect {
+        rows.push(("suspect", "the log lost what it had acknowledged, and the leader is giving it back".into()));
+    }
+    rows.extend(status.damage.iter().map(|damage| ("damage", damage.clone())));
     rows.extend(status.state_hash.clone().map(|hash| ("state hash", hash)));
     rows.extend(status.sessions_hash.clone().map(|hash| ("sessions hash", hash)));
     let mut text = format!("{endpoint}\n");

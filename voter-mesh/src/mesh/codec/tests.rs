@@ -8,7 +8,7 @@ use crate::entry::{EntryKind, EntrySpec, entry};
 use crate::ids::{ClusterId, DirectoryId, Epoch, Identity, RoomId, Seat, TimeMs};
 use crate::log::NoRuns;
 use crate::mesh::bulk::{BulkFrame, SnapshotOffer, TransferId};
-use crate::mesh::message::AdminRequest;
+use crate::mesh::message::{AdminFailure, AdminRequest};
 use crate::run::Tail;
 
 const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]), epoch: Epoch(1), room: RoomId(0) };
@@ -74,7 +74,8 @@ fn every_message() -> Vec<MeshMessage> {
         Message::ReadAnswer { nonce, answer: Err(ReadRefusal::Recovering) },
         Message::SessionActivity { attached: vec![SessionId(1), SessionId(2)], detached: vec![SessionId(3)] },
         Message::Admin { nonce: 8, request: AdminRequest::Join { seat: Seat(4), directory: DirectoryId([1; 16]) } },
-        Message::AdminReply { nonce: 8, result: Err("no".into()) },
+        Message::AdminReply { nonce: 8, result: Err(AdminFailure::Refused("no".into())) },
+        Message::AdminReply { nonce: 8, result: Err(AdminFailure::Recovering) },
     ];
     let forms = [FormMessage::Confirm(ClusterId([2; 16])), FormMessage::Release(IDENTITY)];
     messages.into_iter().map(MeshMessage::Raft).chain(forms.into_iter().map(MeshMessage::Form)).collect()
