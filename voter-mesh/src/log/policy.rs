@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn policies_decide_about_files_and_never_about_votes() {
-        let found = |verdict, damaged, holes, alone| Findings { verdict, damaged, holes, peers: !alone, sole_voter: alone };
+        let found = |verdict, damaged, holes, alone: bool| Findings { verdict, damaged, holes, peers: !alone, sole_voter: alone };
         let damaged = found(Verdict::Suspect, true, true, false);
         assert_eq!(decide(DamagePolicy::Repair, &damaged, true), Decision::Fill);
         assert_eq!(decide(DamagePolicy::Repair, &damaged, false), Decision::Start, "as suspect");
