@@ -128,7 +128,11 @@ pub(crate) fn run(
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
         let local = tokio::task::LocalSet::new();
-        let result = runtime.block_on(local.run_until(serve(options, mesh, relays, controls, view.clone())));
+        // A task like all others: what they wake is polled behind them, with all that they had to say, and not before the next
+        // look at the sockets.
+        let served = local.spawn_local(serve(options, mesh, relays, controls, view.clone()));
+        let result =
+            runtime.block_on(local.run_until(served)).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         drop(local);
         drop(runtime);
         result

@@ -138,6 +138,8 @@ pub struct Voter {
     writes: VecDeque<Write>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
+    /// Something was told since the outputs were brought up to date.
+    unsettled: bool,
     fatal: bool,
 }
 
@@ -238,6 +240,7 @@ impl Voter {
             writes: VecDeque::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
+            unsettled: true,
             fatal: false,
             options,
         };
@@ -255,7 +258,7 @@ impl Voter {
 
     /// A link to a peer stands. A new incarnation may have lost what the old one acknowledged: a leader forgets its progress.
     pub fn handle_connected(&mut self, peer: Peer, now: Time) {
-        self.now = now;
+        self.begin(now);
         self.peers.insert(peer.id);
         let known = self.incarnations.insert(peer.id, peer.incarnation);
         if known.is_some_and(|known| known != peer.incarnation) {
@@ -301,7 +304,7 @@ impl Voter {
 
     /// The link to a peer is gone. A torn one to the leader is a hint that the leader is: pre-vote soon, once per term.
     pub fn handle_disconnected(&mut self, peer: RaftId, how: Disconnect, now: Time) {
-        self.now = now;
+        self.begin(now);
         self.peers.remove(&peer);
         let raft = &mut self.raw.raft;
         let leads = raft.leader_id == peer.0 && raft.state == StateRole::Follower;
@@ -323,7 +326,7 @@ impl Voter {
     /// # Errors
     /// [`MessageError`]: the message cannot be true; nothing has changed, and the link should be closed.
     pub fn handle_message(&mut self, from: RaftId, message: Message, now: Time) -> Result<(), MessageError> {
-        self.now = now;
+        self.begin(now);
         if !self.peers.contains(&from) || from == self.options.id {
             return Err(MessageError::Stranger(from));
         }
@@ -368,7 +371,7 @@ impl Voter {
     /// # Errors
     /// [`ProposeRefused`]: nothing was kept; offer them again after [`Event::Overloaded`].
     pub fn handle_propose(&mut self, entries: Bytes, now: Time) -> Result<(), ProposeRefused> {
-        self.now = now;
+        self.begin(now);
         if self.waits_for_room() {
             self.overloaded = true;
             return Err(ProposeRefused::DiskFull);
@@ -386,7 +389,7 @@ impl Voter {
     /// # Errors
     /// [`ReadRefused`]: it does not wait; ask again later.
     pub fn handle_read(&mut self, read: ReadId, now: Time) -> Result<(), ReadRefused> {
-        self.now = now;
+        self.begin(now);
         if self.asking.len() >= self.options.limits.reads_max {
             return Err(ReadRefused::Overloaded);
         }
@@ -401,7 +404,7 @@ impl Voter {
 
     /// Everything up to this write is durable. A failed one ends the server: this core then says nothing any more.
     pub fn handle_written(&mut self, written: Result<Written, WriteFailed>, now: Time) {
-        self.now = now;
+        self.begin(now);
         let Ok(Written { number }) = written else {
             self.fatal = true;
             return;
@@ -414,7 +417,7 @@ impl Voter {
 
     /// The owner has applied everything up to this run.
     pub fn handle_applied(&mut self, run: RunIndex, now: Time) {
-        self.now = now;
+        self.begin(now);
         let log = &self.raw.raft.raft_log;
         let run = run.0.min(log.committed).min(log.persisted);
         if run > log.applied {
@@ -427,7 +430,7 @@ impl Voter {
 
     /// The old runs that [`Event::Fetch`] asked for; empty if they cannot be read.
     pub fn handle_fetched(&mut self, runs: Vec<Run>, now: Time) {
-        self.now = now;
+        self.begin(now);
         let usable = !runs.is_empty();
         let contexts = {
             let store = self.raw.mut_store();
@@ -448,7 +451,7 @@ impl Voter {
     /// # Errors
     /// [`MessageError`]: it cannot be this replica's; nothing has changed.
     pub fn handle_snapshot(&mut self, from: RaftId, term: Term, meta: SnapshotMeta, now: Time) -> Result<(), MessageError> {
-        self.now = now;
+        self.begin(now);
         if !self.peers.contains(&from) || from == self.options.id {
             return Err(MessageError::Stranger(from));
         }
@@ -493,7 +496,7 @@ impl Voter {
 
     /// The owner's own snapshot is durable: the newest one for peers.
     pub fn handle_snapshot_taken(&mut self, meta: SnapshotMeta, now: Time) {
-        self.now = now;
+        self.begin(now);
         let store = self.raw.mut_store();
         if store.snapshot.as_ref().is_none_or(|known| known.tail.run < meta.tail.run) {
             store.snapshot = Some(meta);
@@ -505,7 +508,7 @@ impl Voter {
 
     /// A snapshot that [`Event::SendSnapshot`] asked for has arrived, or has not.
     pub fn handle_snapshot_sent(&mut self, to: RaftId, ok: bool, now: Time) {
-        self.now = now;
+        self.begin(now);
         self.raw.report_snapshot(to.0, if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure });
         self.stepped();
     }
@@ -517,7 +520,7 @@ impl Voter {
 
     /// Hands leadership to the voter that has come furthest, as a shutdown does. Whether that is under way now.
     pub fn transfer_away(&mut self, now: Time) -> bool {
-        self.now = now;
+        self.begin(now);
         if !self.is_leader() {
             return false;
         }
@@ -537,7 +540,7 @@ impl Voter {
 
     /// Time has come to what [`Voter::poll_timeout`] named.
     pub fn handle_timeout(&mut self, now: Time) {
-        self.now = now;
+        self.begin(now);
         let tick_us = self.options.timing.tick_ms * 1000;
         // A server that was stopped for long must not live through all of its timeouts at once.
         let late = (now.since_us(self.next_tick) / tick_us + 1).min(u64::from(self.options.timing.catch_up_ticks_max));
@@ -615,6 +618,12 @@ impl Voter {
     }
 
     // ---- inside
+
+    /// Something is told to this core: its outputs are to be brought up to date.
+    fn begin(&mut self, now: Time) {
+        self.now = now;
+        self.unsettled = true;
+    }
 
     fn random(&mut self) -> u64 {
         // splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).

@@ -82,6 +82,7 @@ pub(super) mod kind {
     pub(crate) const FORM: u8 = 16;
     pub(crate) const ALIVE: u8 = 17;
     pub(crate) const BYE: u8 = 18;
+    pub(crate) const COMMIT: u8 = 19;
     pub(crate) const SNAPSHOT_BEGIN: u8 = 32;
     pub(crate) const SNAPSHOT_ACCEPT: u8 = 33;
     pub(crate) const SNAPSHOT_CHUNK: u8 = 34;
@@ -253,6 +254,9 @@ pub fn encode(message: &MeshMessage, to: &mut impl Extend<Bytes>) -> Result<usiz
             let head = [term.0, previous.0, previous_term.0, commit.0];
             append(fixed(kind::APPEND, &head, &[], tail_bytes)?, tail_bytes, runs, to)
         }
+        Message::Commit { term, previous, previous_term, commit } => {
+            finish(fixed(kind::COMMIT, &[term.0, previous.0, previous_term.0, commit.0], &[], 0)?, to)
+        }
         Message::AppendReply { term, run, reject, commit } => {
             let hint = reject.unwrap_or(NO_HINT);
             let head = [term.0, run.0, commit.0, hint.run.0, hint.term.0];
@@ -381,6 +385,10 @@ pub fn decode(frame: Bytes) -> Result<MeshMessage, CodecError> {
                 runs.push(Run::split_from(&mut tail)?);
             }
             Message::Append { term, previous, previous_term, commit, runs }
+        }
+        kind::COMMIT => {
+            let (term, previous) = (Term(fields.u64()?), RunIndex(fields.u64()?));
+            Message::Commit { term, previous, previous_term: Term(fields.u64()?), commit: RunIndex(fields.u64()?) }
         }
         kind::APPEND_REPLY => {
             let (term, run, commit) = (Term(fields.u64()?), RunIndex(fields.u64()?), RunIndex(fields.u64()?));

@@ -38,6 +38,17 @@ pub enum Message {
         /// Consecutive runs; may be empty.
         runs: Vec<Run>,
     },
+    /// More is committed, of a log that is known to match: an append without runs that is answered only if it does not match.
+    Commit {
+        /// The leader's term.
+        term: Term,
+        /// The last run that the receiver was sent.
+        previous: RunIndex,
+        /// Its term.
+        previous_term: Term,
+        /// The leader's commit index.
+        commit: RunIndex,
+    },
     /// Answer to an append or a snapshot.
     AppendReply {
         /// The sender's term.

@@ -8,7 +8,7 @@ impl Voter {
     /// # Errors
     /// [`AdminRefused`]: nothing has changed.
     pub fn handle_admin(&mut self, request: AdminRequest, now: Time) -> Result<AdminProgress, AdminRefused> {
-        self.now = now;
+        self.begin(now);
         if !self.is_leader() {
             return Err(AdminRefused::NotLeader(self.leader()));
         }

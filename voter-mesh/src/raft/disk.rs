@@ -109,7 +109,7 @@ impl OwnDisk {
 impl Voter {
     /// The log's writer has run out of room, or has found some again.
     pub fn handle_disk(&mut self, state: DiskState, now: Time) {
-        self.now = now;
+        self.begin(now);
         self.disk.full = state == DiskState::Full;
         self.disk.offers.clear();
         self.drive_disk();

@@ -3,18 +3,20 @@
 use super::*;
 
 impl Voter {
-    /// Brings all outputs up to date.
+    /// Brings all outputs up to date, once for all that was told since the last time.
     pub(super) fn settle(&mut self) {
-        if self.fatal {
+        if !std::mem::take(&mut self.unsettled) {
             return;
         }
-        self.drive_reads();
-        self.drive_book();
-        self.seal_waiting();
-        self.drive_membership();
-        while !self.fatal && self.raw.has_ready() {
-            self.take_ready();
+        while !self.fatal {
+            self.drive_reads();
+            self.drive_book();
+            self.seal_waiting();
             self.drive_membership();
+            if self.fatal || !self.raw.has_ready() {
+                break;
+            }
+            self.take_ready();
         }
         self.drive_wants();
     }
@@ -22,9 +24,7 @@ impl Voter {
     /// Takes what the crate has ready: what it says, what must become durable, what is committed.
     pub(super) fn take_ready(&mut self) {
         let mut ready = self.raw.ready();
-        for message in ready.take_messages() {
-            self.send(message);
-        }
+        self.send_all(ready.take_messages());
         for state in ready.take_read_states() {
             let round = state.request_ctx.as_slice().try_into().map_or(0, u64::from_le_bytes);
             for asker in self.rounds.confirmed(round) {
@@ -135,6 +135,27 @@ impl Voter {
         }
     }
 
+    /// Sends what a leader says. That more is committed is not said twice: where runs follow to the same peer, they carry it.
+    fn send_all(&mut self, messages: Vec<RaftMessage>) {
+        let mut last_append = BTreeMap::new();
+        for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.get_msg_type() == MessageType::MsgAppend) {
+            last_append.insert(message.to, at);
+        }
+        for (at, message) in messages.into_iter().enumerate() {
+            if !self.is_commit(&message) || last_append.get(&message.to) == Some(&at) {
+                self.send(message);
+            }
+        }
+    }
+
+    /// Whether a message only tells a follower that keeps up what is committed: nothing depends on its answer.
+    fn is_commit(&self, message: &RaftMessage) -> bool {
+        let replicates = |progress: &raft::Progress| progress.state == raft::ProgressState::Replicate;
+        message.get_msg_type() == MessageType::MsgAppend
+            && message.get_entries().is_empty()
+            && self.raw.raft.prs().get(message.to).is_some_and(replicates)
+    }
+
     /// Sends one of the crate's messages, as ours.
     pub(super) fn send(&mut self, message: RaftMessage) {
         let to = RaftId(message.to);
@@ -143,6 +164,11 @@ impl Voter {
                 self.events.push_back(Event::SendSnapshot { to, term: Term(message.term), meta });
             }
             return;
+        }
+        if self.is_commit(&message) {
+            let (previous, previous_term) = (RunIndex(message.index), Term(message.log_term));
+            let (term, commit) = (Term(message.term), RunIndex(message.commit));
+            return self.transmit(to, Message::Commit { term, previous, previous_term, commit });
         }
         // None: an append of a leader that was deposed before it was sent, with runs that are overwritten by now.
         if let Some(message) = convert::to_ours(message, self.raw.store()) {

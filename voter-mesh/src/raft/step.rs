@@ -57,6 +57,21 @@ impl Voter {
                 self.stepped();
                 return Ok(());
             }
+            Message::Commit { term, previous, previous_term, commit } => {
+                self.check_leader(from, term)?;
+                self.accept(term, previous, previous_term, &[])?;
+                ours.set_msg_type(MessageType::MsgAppend);
+                (ours.term, ours.index, ours.log_term, ours.commit) = (term.0, previous.0, previous_term.0, commit.0);
+                let said = self.raw.raft.msgs.len();
+                self.step(ours);
+                // That it matches, the leader knows; that it leads no more, it must hear.
+                let is_yes = |message: &RaftMessage| message.get_msg_type() == MessageType::MsgAppendResponse && !message.reject;
+                let raft = &mut self.raw.raft;
+                if term.0 == raft.term && raft.msgs.len() == said + 1 && raft.msgs.last().is_some_and(is_yes) {
+                    raft.msgs.pop();
+                }
+                return Ok(());
+            }
             Message::AppendReply { term, run, reject, commit } => {
                 self.check_term(from, term)?;
                 // A leader that was one before its process restarted may still be answered; it does not listen.

@@ -26,6 +26,7 @@ impl LostVote {
     pub(super) fn hear(&mut self, from: RaftId, message: &Message) {
         let term = match message {
             Message::Append { term, .. }
+            | Message::Commit { term, .. }
             | Message::AppendReply { term, .. }
             | Message::Heartbeat { term, .. }
             | Message::HeartbeatReply { term, .. }

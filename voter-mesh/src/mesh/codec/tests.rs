@@ -46,6 +46,7 @@ fn every_message() -> Vec<MeshMessage> {
     let messages = [
         Message::Append { term, previous: RunIndex(1), previous_term: Term(1), commit, runs: runs(&[3, 2000, 40, 700, 700]) },
         Message::Append { term, previous: RunIndex(1), previous_term: Term(1), commit, runs: Vec::new() },
+        Message::Commit { term, previous: RunIndex(8), previous_term: Term(1), commit },
         Message::AppendReply { term, run: RunIndex(8), reject: None, commit },
         Message::AppendReply { term, run: RunIndex(8), reject: Some(RejectHint { run: RunIndex(4), term: Term(2) }), commit },
         Message::Heartbeat { term, commit, round: 12 },

@@ -840,6 +840,8 @@ impl Cluster {
     fn carry(&mut self, from: RaftId, to: RaftId, message: Message) {
         let kind = match &message {
             Message::Append { .. } => "Append",
+            Message::AppendReply { .. } => "AppendReply",
+            Message::Commit { .. } => "Commit",
             Message::Forward { .. } => "Forward",
             Message::VoteRequest { pre: true, .. } => "PreVote",
             Message::VoteRequest { .. } => "Vote",

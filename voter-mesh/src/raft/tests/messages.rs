@@ -90,7 +90,7 @@ impl Liar<'_> {
     fn message(&mut self) -> Message {
         let (term, run, commit) = (self.term(), self.run(), self.run());
         let chance = self.pick(2) == 0;
-        match self.pick(15) {
+        match self.pick(16) {
             0..=2 => {
                 let runs = self.runs();
                 let (mut previous, mut previous_term) = (self.tail.run, self.tail.term);
@@ -103,6 +103,7 @@ impl Liar<'_> {
                 let hint = RejectHint { run: self.run(), term: self.term() };
                 Message::AppendReply { term, run, reject: chance.then_some(hint), commit }
             }
+            15 => Message::Commit { term, previous: run, previous_term: self.term(), commit },
             5 => Message::Heartbeat { term, commit, round: self.near(1) },
             6 => Message::HeartbeatReply { term, commit, round: self.near(1) },
             7 | 8 => {

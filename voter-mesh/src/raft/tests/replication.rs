@@ -26,6 +26,41 @@ fn proposals_from_every_server_are_committed_once_and_alike() {
 }
 
 #[test]
+fn a_command_costs_each_follower_one_append_one_reply_and_one_word_that_it_is_committed() {
+    let mut cluster = Cluster::new(3, 3);
+    let leader = cluster.lead();
+    cluster.converge();
+    cluster.messages.clear();
+    for number in 0..20 {
+        cluster.propose(leader, number);
+        cluster.run_until(100, |cluster| {
+            cluster.count(number) == 1
+                && [1, 2, 3].map(id).iter().all(|id| cluster.status(*id).commit == cluster.status(leader).last)
+        });
+    }
+    let sent = |kind| cluster.messages.get(kind).copied().unwrap_or(0);
+    assert_eq!((sent("Append"), sent("AppendReply")), (40, 40));
+    assert!((20..=40).contains(&sent("Commit")), "{}", sent("Commit"));
+}
+
+#[test]
+fn a_deposed_leader_that_says_what_is_committed_hears_of_the_new_term() {
+    let mut cluster = Cluster::new(3, 4);
+    let (leader, follower) = (cluster.lead(), cluster.follower());
+    cluster.converge();
+    let (status, now) = (cluster.status(leader), cluster.now);
+    let voter = cluster.voter(follower);
+    let (previous, previous_term, commit) = (status.last, status.last_term, status.commit);
+    let said = |voter: &mut Voter, term| {
+        voter.handle_message(leader, Message::Commit { term, previous, previous_term, commit }, now).unwrap();
+        std::iter::from_fn(|| voter.poll_transmit()).map(|transmit| transmit.message).collect::<Vec<_>>()
+    };
+    assert_eq!(said(voter, status.term), [], "nothing depends on the answer");
+    let answers = said(voter, Term(status.term.0 - 1));
+    assert!(matches!(answers[..], [Message::AppendReply { term, .. }] if term == status.term), "{answers:?}");
+}
+
+#[test]
 fn proposals_made_before_anybody_leads_wait_for_it() {
     let mut cluster = Cluster::new(3, 1);
     (0..10).for_each(|number| assert!(cluster.propose(id(2), number)));
