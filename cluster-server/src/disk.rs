@@ -4,7 +4,7 @@
 //! DIR/LOCK                         held while a process uses the directory
 //! DIR/node                         who this server is: [`NodeRecord`]
 //! DIR/log/SEQUENCE.seg             segments of the log, 16 hex digits; rules in [`voter_mesh::log`]
-//! DIR/log/SEQUENCE.spare           a segment that was trimmed and waits to be overwritten
+//! DIR/log/SEQUENCE.spare           a file that waits to become a segment: a trimmed one, or one that was made ahead
 //! DIR/snapshots/RUN-TERM.snap      the newest snapshot and the one before it
 //! ```
 //!
@@ -16,7 +16,8 @@
 //! All of it runs on a [`FileSystem`], which is an argument: the operating system's, or one that a test can cut off at any point.
 //!
 //! Files are replaced, never edited, except for the newest segment: temporary name, sync, rename, sync of the directory. A write or
-//! sync that failed is never tried again: the kernel may have marked the lost pages clean, and a retry would lie.
+//! sync that failed is never tried again: the kernel may have marked the lost pages clean, and a retry would lie. Only a write that
+//! found no room is: nothing was synced meanwhile, and it goes to the same place.
 //! Every byte is drawn in `docs/formats.md`.
 
 mod data_dir;

@@ -62,6 +62,9 @@ pub struct ServerStatus {
     pub commit: RunIndex,
     /// The last entry that was applied.
     pub applied: LogIndex,
+    /// The log waits for room on the disk, or cannot reserve any: nothing is lost, and this server does not lead if another can.
+    #[serde(default)]
+    pub disk_full: bool,
     /// Clients attached here.
     pub clients: usize,
     /// Sessions in the table.

@@ -7,6 +7,9 @@ use thiserror::Error;
 use voter_mesh::ids::RunIndex;
 use voter_mesh::log::Fenced;
 
+/// What a failed sync was doing.
+pub(super) const SYNC: &str = "sync";
+
 /// Why the disk cannot do what was asked. Unless a variant says otherwise, files are as they were.
 #[derive(Debug, Error)]
 pub enum DiskError {
@@ -83,10 +86,13 @@ pub enum DiskError {
 }
 
 impl DiskError {
-    /// Whether the disk is full: nothing is broken, and there may be room later.
+    /// Whether the disk is full, over quota or read-only for now: nothing is broken, and there may be room later. A sync that fails
+    /// for want of room is no such case: what it should have made durable is lost.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let Self::Io { doing, source, .. } = self else { return false };
+        *doing != SYNC && matches!(source.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem)
     }
 }
 
@@ -104,7 +110,7 @@ pub enum WriteFailed {
         /// What was to follow.
         found: RunIndex,
     },
-    /// The disk failed; [`DiskError::is_full`] tells a full one. What is durable of it is unknown: end the process, and recover.
+    /// The disk failed. What is durable of it is unknown: end the process, and recover. Unless [`DiskError::is_full`].
     #[error(transparent)]
     Disk(#[from] DiskError),
 }

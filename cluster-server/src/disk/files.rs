@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::error::{At, DiskError};
+use super::error::{At, DiskError, SYNC};
 use super::file_system::{DiskFile, FileSystem, Open};
 
 /// Slices that one system call takes (Linux' `IOV_MAX`).
@@ -59,11 +59,11 @@ pub(super) fn read_at(file: &dyn DiskFile, offset: u64, bytes: usize) -> io::Res
 }
 
 pub(super) fn sync_data(file: &dyn DiskFile, path: &Path) -> Result<(), DiskError> {
-    file.sync_data().at("sync", path)
+    file.sync_data().at(SYNC, path)
 }
 
 pub(super) fn sync_directory(files: &dyn FileSystem, path: &Path) -> Result<(), DiskError> {
-    files.sync_directory(path).at("sync", path)
+    files.sync_directory(path).at(SYNC, path)
 }
 
 /// Gives a synced file its real name, durably.

@@ -2,7 +2,11 @@
 //!
 //! Nothing that a sync has confirmed is ever overwritten. Where raft cuts an uncommitted tail, or a snapshot takes the log's place, a
 //! new segment says so in its header, and its rename is the moment at which it is so; the files that it voids go afterwards.
+//!
+//! What is taken becomes steps, and each step that finds no room has changed nothing: it is done later, when there is room. The next
+//! segment is made ahead, so that a full disk shows while the present one still has room for votes and for handing over.
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,6 +87,32 @@ pub(super) struct Active {
     pub(super) written_through: u64,
 }
 
+/// A file that waits to become a segment.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub(super) path: PathBuf,
+    /// Its blocks were written before, not only reserved.
+    pub(super) was_written: bool,
+}
+
+/// What leads from what was taken to what is written.
+#[derive(Debug)]
+enum Step {
+    Segment {
+        kind: SegmentKind,
+        before: Tail,
+    },
+    Append(Run),
+    /// The file held runs that are cut.
+    Cut {
+        file: Arc<dyn DiskFile>,
+        path: PathBuf,
+        bytes: u64,
+    },
+    /// The file is void.
+    Remove(PathBuf),
+}
+
 /// A server's log. Used by one thread; [`Log::reader`] is for all others.
 #[derive(Debug)]
 pub struct Log {
@@ -94,13 +124,16 @@ pub struct Log {
     /// As the disk has it, except for what was taken since the last sync. `last` and `must_reach` are set when it is written.
     pub(super) mark: Mark,
     /// The end of the log, with all that was taken.
-    pub(super) tail: Tail,
+    tail: Tail,
+    /// The same as far as the steps were done.
+    done: Tail,
     pub(super) active: Active,
-    pub(super) spares: Vec<PathBuf>,
+    spares: Vec<Spare>,
     pub(super) shared: Arc<Shared>,
-    pub(super) pending: Vec<Bytes>,
+    steps: VecDeque<Step>,
+    pending: Vec<Bytes>,
     /// Something was taken that needs a mark and a sync.
-    pub(super) unsynced: bool,
+    unsynced: bool,
 }
 
 impl Log {
@@ -132,8 +165,36 @@ impl Log {
         let (active, mark) = make_segment(&*files, &directory, &header, mark, options.segment_bytes, None)?;
         let extent = Extent::new(Arc::clone(&active.file), active.path.clone(), begin);
         let shared = Shared::new(Index { extents: [extent].into(), durable: begin.run, ..Index::default() });
-        let (spares, pending) = (Vec::new(), Vec::new());
-        Ok(Self { files, directory, identity, id, options, mark, tail: begin, active, spares, shared, pending, unsynced: false })
+        Ok(Self::opened((files, directory), (identity, id), options, mark, begin, active, Vec::new(), shared))
+    }
+
+    pub(super) fn opened(
+        (files, directory): (Arc<dyn FileSystem>, PathBuf),
+        (identity, id): (Identity, RaftId),
+        options: LogOptions,
+        mark: Mark,
+        tail: Tail,
+        active: Active,
+        spares: Vec<Spare>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let (steps, pending) = (VecDeque::new(), Vec::new());
+        Self {
+            files,
+            directory,
+            identity,
+            id,
+            options,
+            mark,
+            tail,
+            done: tail,
+            active,
+            spares,
+            shared,
+            steps,
+            pending,
+            unsynced: false,
+        }
     }
 
     /// The end of the log, with all that was taken.
@@ -145,7 +206,7 @@ impl Log {
     /// The end that the log must reach before this replica counts as whole, if it has lost something.
     #[must_use]
     pub fn must_reach(&self) -> Option<Tail> {
-        self.mark.must_reach.filter(|goal| !reaches(&self.tail, goal))
+        self.mark.must_reach.filter(|goal| !reaches(&self.done, goal))
     }
 
     /// Accepts what is lost: nobody else can have what is missing, so the end stands, and the replica counts as whole. A lone voter's
@@ -168,12 +229,22 @@ impl Log {
         LogReader::new(Arc::clone(&self.shared))
     }
 
+    /// Begins again behind a snapshot that the log does not reach, durably.
+    pub(super) fn restart(&mut self, behind: Tail) -> Result<(), DiskError> {
+        self.steps.push_back(Step::Segment { kind: SegmentKind::Restarts, before: behind });
+        self.tail = behind;
+        self.unsynced = true;
+        self.sync()
+    }
+
     /// Takes a batch: after the next [`Log::sync`] it is durable.
     ///
     /// # Errors
-    /// `Fenced` or `NotNext`: nothing of it was taken, and the log goes on without it. `Disk`: drop the log, and recover.
+    /// `Fenced` or `NotNext`: nothing of it was taken, and the log goes on without it. `Disk`: drop the log, and recover; unless
+    /// [`DiskError::is_full`]: then nothing of it was taken, and it may be offered again.
     pub fn take(&mut self, batch: &Batch) -> Result<(), WriteFailed> {
-        let cut = batch.keep_through.filter(|keep| *keep < self.tail.run);
+        self.advance()?;
+        let cut = batch.keep_through.filter(|keep| *keep < self.done.run);
         let writes = batch.install.is_some() || cut.is_some() || !batch.runs.is_empty();
         self.next_mark().admit(&Intent {
             term: batch.term,
@@ -185,7 +256,7 @@ impl Log {
         let mut end = match (batch.install, cut) {
             (Some(tail), _) => tail,
             (None, Some(keep)) => self.tail_at(keep)?,
-            (None, None) => self.tail,
+            (None, None) => self.done,
         };
         let base = end;
         for run in &batch.runs {
@@ -196,38 +267,40 @@ impl Log {
             end = header.tail();
         }
 
+        if batch.install.is_some() {
+            self.steps.push_back(Step::Segment { kind: SegmentKind::Restarts, before: base });
+        } else if cut.is_some() {
+            self.steps.push_back(Step::Segment { kind: SegmentKind::Continues, before: base });
+        }
+        self.steps.extend(batch.runs.iter().cloned().map(Step::Append));
+        self.tail = end;
         self.unsynced |= writes || batch.must_sync || batch.term > self.mark.term || batch.vote != self.mark.vote;
         self.mark.term = batch.term;
         self.mark.vote = batch.vote;
-        if batch.install.is_some() {
-            self.new_segment(SegmentKind::Restarts, base, 0)?;
-        } else if cut.is_some() {
-            self.new_segment(SegmentKind::Continues, base, 0)?;
-        }
+        // Not above what is there: where a segment begins before these runs, its mark says less.
         self.mark.commit = self.mark.commit.max(batch.commit);
-        for run in &batch.runs {
-            self.append(run)?;
-        }
         Ok(())
     }
 
     /// Makes durable what was taken: one pass of writes, the mark among them, and one sync. Does nothing if nothing needs it.
     ///
     /// # Errors
-    /// `Io`: drop the log, and recover; what is durable is unknown until then.
+    /// `Io`: drop the log, and recover; what is durable is unknown until then. Unless [`DiskError::is_full`]: then nothing was synced,
+    /// and the same may be tried again, at the same places.
     pub fn sync(&mut self) -> Result<(), DiskError> {
         if !self.unsynced {
             return Ok(());
         }
+        self.advance()?;
         self.write_pending()?;
         let mark = self.next_mark();
         let sector = mark.encode();
         files::write_slices_at(&*self.active.file, &self.active.path, &mut [IoSlice::new(&sector)], MARK_AT[mark.slot()])?;
         files::sync_data(&*self.active.file, &self.active.path)?;
         // Only now is it confirmed; the next mark says so.
-        self.mark = Mark { synced_through: self.tail.run, ..mark };
+        self.mark = Mark { synced_through: self.done.run, ..mark };
         self.unsynced = false;
-        self.shared.lock().durable = self.tail.run;
+        self.shared.lock().durable = self.done.run;
         Ok(())
     }
 
@@ -240,7 +313,7 @@ impl Log {
         loop {
             let mut index = self.shared.lock();
             let below = index.pins.values().fold(below, |below, pin| below.min(*pin)).min(index.durable.next());
-            let before = index.before_first().unwrap_or(self.tail);
+            let before = index.before_first().unwrap_or(self.done);
             match index.extents.get(1) {
                 Some(second) if second.before.run < below => {}
                 _ => return Ok((before.run.next(), before.term)),
@@ -253,24 +326,61 @@ impl Log {
         }
     }
 
+    /// Makes the next segment's file once the present segment is half full, if none waits. It needs no sync: a crash may lose it.
+    ///
+    /// # Errors
+    /// `Io`; if [`DiskError::is_full`], nothing has changed, and the log goes on in what is left of its segment.
+    pub fn reserve(&mut self) -> Result<(), DiskError> {
+        let half = RECORDS_AT + (self.active.bytes - RECORDS_AT) / 2;
+        if !self.spares.is_empty() || self.active.next < half {
+            return Ok(());
+        }
+        let path = segment_path(&self.directory, self.active.sequence + 1).with_extension("spare");
+        make_file(&*self.files, &path, self.options.segment_bytes)?;
+        self.spares.push(Spare { path, was_written: false });
+        Ok(())
+    }
+
     /// The mark as it would be written now.
     fn next_mark(&self) -> Mark {
-        Mark { sequence: self.mark.sequence + 1, last: self.tail, must_reach: self.must_reach(), ..self.mark }
+        self.mark_at(self.done)
+    }
+
+    fn mark_at(&self, last: Tail) -> Mark {
+        let must_reach = self.mark.must_reach.filter(|goal| !reaches(&last, goal));
+        Mark { sequence: self.mark.sequence + 1, last, commit: self.mark.commit.min(last.run), must_reach, ..self.mark }
+    }
+
+    /// Does the steps that are left. The one that fails stays.
+    fn advance(&mut self) -> Result<(), DiskError> {
+        while let Some(step) = self.steps.pop_front() {
+            let done = match &step {
+                Step::Segment { kind, before } => self.new_segment(*kind, *before, 0),
+                Step::Append(run) => self.append(run),
+                Step::Cut { file, path, bytes } => file.set_len(*bytes).at("truncate", path),
+                Step::Remove(path) => files::remove(&*self.files, path),
+            };
+            if let Err(error) = done {
+                self.steps.push_front(step);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn append(&mut self, run: &Run) -> Result<(), DiskError> {
         let bytes = run.bytes().len() as u64;
         // After a loss the log may end in a segment before the newest one.
-        let behind = self.shared.lock().extents.back().is_none_or(|newest| newest.before.run > self.tail.run);
+        let behind = self.shared.lock().extents.back().is_none_or(|newest| newest.before.run > self.done.run);
         if behind || self.active.next + bytes > self.active.bytes {
-            self.new_segment(SegmentKind::Continues, self.tail, bytes)?;
+            self.new_segment(SegmentKind::Continues, self.done, bytes)?;
         }
         if let Some(extent) = self.shared.lock().extents.back_mut() {
             extent.push(run.header().run, run.bytes().len());
         }
         self.active.next += bytes;
         self.pending.push(run.bytes().clone());
-        self.tail = run.header().tail();
+        self.done = run.header().tail();
         Ok(())
     }
 
@@ -284,27 +394,32 @@ impl Log {
         let mut end = (next + END_BYTES as u64).min(bytes);
         if end > self.active.written_through {
             end = (next.next_multiple_of(4096) + AHEAD_BYTES).min(bytes);
-            self.active.written_through = end;
         }
         let mut slices: Vec<_> = self.pending.iter().map(|run| IoSlice::new(run)).collect();
         slices.extend(files::zeros(end - next));
         files::write_slices_at(&*self.active.file, &self.active.path, &mut slices, start)?;
+        self.active.written_through = self.active.written_through.max(end);
         self.pending.clear();
         Ok(())
     }
 
-    /// Goes on in a new segment behind `before`, and drops those that it voids. All that was taken up to `before` is durable then.
-    pub(super) fn new_segment(&mut self, kind: SegmentKind, before: Tail, room_bytes: u64) -> Result<(), DiskError> {
+    /// Goes on in a new segment behind `before`; those that it voids go next. All that was taken up to `before` is durable then.
+    fn new_segment(&mut self, kind: SegmentKind, before: Tail, room_bytes: u64) -> Result<(), DiskError> {
         self.write_pending()?;
         if self.unsynced {
             files::sync_data(&*self.active.file, &self.active.path)?;
         }
         let header = SegmentHeader { kind, identity: self.identity, id: self.id, sequence: self.active.sequence + 1, before };
-        self.tail = before;
-        let mark = Mark { synced_through: before.run, ..self.next_mark() };
+        let mark = Mark { synced_through: before.run, ..self.mark_at(before) };
         let bytes = self.options.segment_bytes.max(RECORDS_AT + room_bytes);
-        let spare = if bytes == self.options.segment_bytes { self.spares.pop() } else { None };
+        let spare = self.spares.last().filter(|_| bytes == self.options.segment_bytes);
+        let commit = self.mark.commit;
         (self.active, self.mark) = make_segment(&*self.files, &self.directory, &header, mark, bytes, spare)?;
+        self.mark.commit = commit;
+        if bytes == self.options.segment_bytes {
+            self.spares.pop();
+        }
+        self.done = before;
 
         let mut index = self.shared.lock();
         let kept = match kind {
@@ -312,25 +427,19 @@ impl Log {
             SegmentKind::Continues => index.extents.partition_point(|extent| extent.before.run < before.run),
         };
         let void = index.extents.split_off(kept);
-        let mut cut = None;
+        for extent in void.into_iter().rev() {
+            self.steps.push_front(Step::Remove(extent.path));
+        }
         if let Some(last) = index.extents.back_mut().filter(|_| kind == SegmentKind::Continues) {
             let (header, at) = seek(&*last.file, last.at_or_before(before.run), before.run).at("read", &last.path)?;
             let end = at + header.whole_bytes() as u64;
             if end < last.end {
                 last.cut(before.run, end);
-                cut = Some((Arc::clone(&last.file), last.path.clone(), end));
+                self.steps.push_front(Step::Cut { file: Arc::clone(&last.file), path: last.path.clone(), bytes: end });
             }
         }
         index.extents.push_back(Extent::new(Arc::clone(&self.active.file), self.active.path.clone(), before));
         index.durable = before.run;
-        drop(index);
-
-        if let Some((file, path, end)) = cut {
-            file.set_len(end).at("truncate", &path)?;
-        }
-        for extent in void {
-            files::remove(&*self.files, &extent.path)?;
-        }
         Ok(())
     }
 
@@ -339,9 +448,9 @@ impl Log {
         let bytes = extent.file.len().at("inspect", &extent.path)?;
         let wanted = bytes == self.options.segment_bytes && self.spares.len() < self.options.spares_max;
         if wanted && Arc::strong_count(&extent.file) == 1 {
-            let spare = extent.path.with_extension("spare");
-            files::rename(&*self.files, &extent.path, &spare)?;
-            self.spares.push(spare);
+            let path = extent.path.with_extension("spare");
+            files::rename(&*self.files, &extent.path, &path)?;
+            self.spares.push(Spare { path, was_written: true });
             return Ok(());
         }
         files::remove(&*self.files, &extent.path)
@@ -355,7 +464,7 @@ impl Log {
             return Ok(extent.before);
         }
         let Some(extent) = index.holder(run).and_then(|holder| index.extents.get(holder)) else {
-            return Err(WriteFailed::NotNext { last: self.tail.run, found: run });
+            return Err(WriteFailed::NotNext { last: self.done.run, found: run });
         };
         let (header, _) = seek(&*extent.file, extent.at_or_before(run), run).at("read", &extent.path)?;
         Ok(header.tail())
@@ -367,6 +476,19 @@ pub(super) fn segment_path(directory: &Path, sequence: u64) -> PathBuf {
     directory.join(format!("{sequence:016x}.seg"))
 }
 
+/// Makes a file with room for so many bytes. Where there is not that much room, nothing is left of it.
+fn make_file(files: &dyn FileSystem, path: &Path, bytes: u64) -> Result<Arc<dyn DiskFile>, DiskError> {
+    let file = files::open(files, path, Open::New)?;
+    match file.allocate(bytes).at("allocate", path) {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            // What it holds already may be all the room that others need. If it stays, the next start removes it or makes use of it.
+            let _ = files.remove(path);
+            Err(error)
+        }
+    }
+}
+
 /// Makes a segment under a temporary name, with `mark` in both slots, and gives it its real one. Returns the newer of the two marks.
 fn make_segment(
     files: &dyn FileSystem,
@@ -374,21 +496,15 @@ fn make_segment(
     header: &SegmentHeader,
     mark: Mark,
     bytes: u64,
-    spare: Option<PathBuf>,
+    spare: Option<&Spare>,
 ) -> Result<(Active, Mark), DiskError> {
     let path = segment_path(directory, header.sequence);
-    let (making, file, written_through) = match spare {
-        Some(spare) => {
-            let file = files::open(files, &spare, Open::Write)?;
-            (spare, file, bytes)
-        }
-        None => {
-            let making = path.with_extension("tmp");
-            let file = files::open(files, &making, Open::New)?;
-            file.allocate(bytes).at("allocate", &making)?;
-            (making, file, RECORDS_AT)
-        }
+    let making = spare.map_or_else(|| path.with_extension("tmp"), |spare| spare.path.clone());
+    let file = match spare {
+        Some(_) => files::open(files, &making, Open::Write)?,
+        None => make_file(files, &making, bytes)?,
     };
+    let written_through = if spare.is_some_and(|spare| spare.was_written) { bytes } else { RECORDS_AT };
     let first = Mark { segment: header.sequence, ..mark };
     let second = Mark { sequence: first.sequence + 1, ..first };
     for (sector, at) in [(header.encode(), 0), (first.encode(), MARK_AT[first.slot()]), (second.encode(), MARK_AT[second.slot()])] {

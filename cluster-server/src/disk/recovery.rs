@@ -15,7 +15,7 @@ use super::error::{At, DiskError};
 use super::file_system::{DiskFile, FileSystem, Open};
 use super::files;
 use super::index::{Extent, Index, Shared};
-use super::log::{Active, Log, LogOptions, segment_path};
+use super::log::{Active, Log, LogOptions, Spare, segment_path};
 use super::reader::LogReader;
 use super::walk::{Damage, Walk, Walked};
 
@@ -218,12 +218,10 @@ impl LogLook {
         }
         let Walked { tail, begin, at_snapshot, extents, .. } = walked;
         let shared = Shared::new(Index { extents: extents.into(), begin: Some(begin), durable: tail.run, ..Index::default() });
-        let pending = Vec::new();
-        let mut log = Log { files, directory, identity, id, options, mark, tail, active, spares, shared, pending, unsynced: false };
+        let spares = spares.into_iter().map(|path| Spare { path, was_written: true }).collect();
+        let mut log = Log::opened((files, directory), (identity, id), options, mark, tail, active, spares, shared);
         if let Some(snapshot) = snapshot.filter(|_| !at_snapshot) {
-            log.unsynced = true;
-            log.new_segment(SegmentKind::Restarts, snapshot, 0)?;
-            log.sync()?;
+            log.restart(snapshot)?;
             recovered.commit = mark.commit.min(snapshot.run);
             recovered.before_first = (snapshot.run, snapshot.term);
             recovered.terms.clear();

@@ -15,6 +15,7 @@ use super::*;
 mod crash;
 mod damage;
 mod directory;
+mod full;
 mod holes;
 mod log;
 mod snapshots;

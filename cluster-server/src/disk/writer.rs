@@ -1,9 +1,13 @@
 //! The thread that owns the log: whatever waits goes into one pass of writes and one sync.
+//!
+//! A disk without room stops nothing but the writing: what waits stays in its bounded queue, and is tried again every now and then at
+//! the same place. A sync that failed ends the thread.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use voter_mesh::ids::{RunIndex, Term};
@@ -11,6 +15,9 @@ use voter_mesh::ids::{RunIndex, Term};
 use super::error::WriteFailed;
 use super::log::{Batch, Log};
 use super::reader::LogReader;
+
+/// How often a disk without room is tried again.
+const ROOM_RETRY: Duration = Duration::from_secs(1);
 
 /// What may wait for the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +49,14 @@ pub enum LogEvent {
         /// The term of the run before it.
         term_before: Term,
     },
+    /// The disk has no room for the next segment, or for what waits: as the system says why. Batches are taken as long as the queue has
+    /// room, and become durable as far as the present segment has.
+    Full {
+        /// The file, the deed and the system's reason.
+        why: String,
+    },
+    /// After [`LogEvent::Full`]: there is room again.
+    Room,
     /// A batch was refused, or the disk failed. The writer has stopped, and nothing is tried again.
     Failed(WriteFailed),
 }
@@ -59,7 +74,6 @@ pub enum SubmitRefused {
 
 enum Command {
     Write(Batch),
-    Trim(RunIndex),
     AcceptEnd,
     SettleVote,
 }
@@ -68,6 +82,8 @@ enum Command {
 struct Queue {
     commands: VecDeque<Command>,
     bytes: usize,
+    /// Segments below this run may go.
+    trim: Option<RunIndex>,
     closing: bool,
     stopped: bool,
 }
@@ -136,18 +152,11 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Asks to drop the segments that hold only runs below `below`, between two batches; answered by [`LogEvent::Trimmed`]. Of
-    /// several that wait, the highest counts.
+    /// Asks to drop the segments that hold only runs below `below`, between two passes; answered by [`LogEvent::Trimmed`]. Of several
+    /// that wait, the highest counts. It is done also while the disk is full: it makes room.
     pub fn trim(&self, below: RunIndex) {
         let mut queue = self.shared.lock();
-        let waiting = queue.commands.iter_mut().find_map(|command| match command {
-            Command::Trim(below) => Some(below),
-            _ => None,
-        });
-        match waiting {
-            Some(waiting) => *waiting = below.max(*waiting),
-            None => queue.commands.push_back(Command::Trim(below)),
-        }
+        queue.trim = queue.trim.max(Some(below));
         drop(queue);
         self.shared.wake.notify_one();
     }
@@ -201,23 +210,38 @@ impl Drop for StopOnExit {
         queue.stopped = true;
         queue.commands.clear();
         queue.bytes = 0;
+        queue.trim = None;
     }
 }
 
-fn run(mut log: Log, shared: &Shared, mut tell: impl FnMut(LogEvent)) {
-    let mut waiting = VecDeque::new();
+fn run(log: Log, shared: &Shared, mut tell: impl FnMut(LogEvent)) {
+    // At once: a disk that is full already should be known as such.
+    let retry_at = Some(Instant::now());
+    let mut work = Work { log, waiting: VecDeque::new(), written: None, trim: None, is_full: false, retry_at };
     loop {
         let mut queue = shared.lock();
-        while queue.commands.is_empty() && !queue.closing {
-            queue = shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let wait = work.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let is_stuck = work.is_stuck() && wait.is_some_and(|wait| !wait.is_zero());
+            if queue.closing && queue.trim.is_none() && (queue.commands.is_empty() || is_stuck) {
+                // What is still without room was confirmed to nobody.
+                return;
+            }
+            if queue.trim.is_some() || !queue.commands.is_empty() && !is_stuck || wait.is_some_and(|wait| wait.is_zero()) {
+                break;
+            }
+            queue = match wait {
+                Some(wait) => shared.wake.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0,
+                None => shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
         }
-        if queue.commands.is_empty() {
-            return;
+        if !work.is_stuck() {
+            std::mem::swap(&mut work.waiting, &mut queue.commands);
+            queue.bytes = 0;
         }
-        std::mem::swap(&mut waiting, &mut queue.commands);
-        queue.bytes = 0;
+        work.trim = work.trim.max(queue.trim.take());
         drop(queue);
-        if let Err(failure) = pass(&mut log, &mut waiting, &mut tell) {
+        if let Err(failure) = work.turn(&mut tell) {
             // The queue is closed before the owner hears of it: whoever was told can submit nothing more.
             shared.lock().stopped = true;
             tell(LogEvent::Failed(failure));
@@ -226,31 +250,81 @@ fn run(mut log: Log, shared: &Shared, mut tell: impl FnMut(LogEvent)) {
     }
 }
 
-/// One pass: everything that waits, one sync.
-fn pass(log: &mut Log, waiting: &mut VecDeque<Command>, tell: &mut impl FnMut(LogEvent)) -> Result<(), WriteFailed> {
-    let (mut written, mut trim, mut refused) = (None, None, None);
-    for command in waiting.drain(..) {
-        match command {
-            Command::Write(batch) => match log.take(&batch) {
-                Ok(()) => written = Some(batch.number),
-                Err(WriteFailed::Disk(error)) => return Err(error.into()),
-                Err(failure) => {
-                    refused = Some(failure);
-                    break;
+/// The log, and what it is at.
+struct Work {
+    log: Log,
+    /// What was submitted and is not taken.
+    waiting: VecDeque<Command>,
+    /// The last batch that was taken and is not synced.
+    written: Option<u64>,
+    trim: Option<RunIndex>,
+    /// What the owner was told.
+    is_full: bool,
+    /// When room is looked for.
+    retry_at: Option<Instant>,
+}
+
+impl Work {
+    /// Whether something that was submitted waits for room.
+    fn is_stuck(&self) -> bool {
+        !self.waiting.is_empty() || self.written.is_some()
+    }
+
+    /// Writes as much as there is room for, and tells how it went.
+    fn turn(&mut self, tell: &mut impl FnMut(LogEvent)) -> Result<(), WriteFailed> {
+        let is_due = self.retry_at.is_none_or(|at| at <= Instant::now());
+        let done = self.trim(tell).and_then(|()| self.pass(tell));
+        match done.and_then(|()| if is_due { Ok(self.log.reserve()?) } else { Ok(()) }) {
+            Ok(()) if is_due => {
+                self.retry_at = None;
+                if std::mem::take(&mut self.is_full) {
+                    tell(LogEvent::Room);
                 }
-            },
-            Command::Trim(below) => trim = Some(below),
-            Command::AcceptEnd => log.accept_end(),
-            Command::SettleVote => log.settle_vote(),
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+            Err(WriteFailed::Disk(error)) if error.is_full() => {
+                self.retry_at = Some(Instant::now() + ROOM_RETRY);
+                if !std::mem::replace(&mut self.is_full, true) {
+                    tell(LogEvent::Full { why: error.to_string() });
+                }
+                Ok(())
+            }
+            Err(failure) => Err(failure),
         }
     }
-    log.sync()?;
-    if let Some(number) = written {
-        tell(LogEvent::Written { number });
+
+    /// One pass: everything that waits, one sync.
+    fn pass(&mut self, tell: &mut impl FnMut(LogEvent)) -> Result<(), WriteFailed> {
+        let mut refused = None;
+        while let Some(command) = self.waiting.front() {
+            match command {
+                Command::Write(batch) => match self.log.take(batch) {
+                    Ok(()) => self.written = Some(batch.number),
+                    Err(WriteFailed::Disk(error)) => return Err(error.into()),
+                    Err(failure) => {
+                        refused = Some(failure);
+                        break;
+                    }
+                },
+                Command::AcceptEnd => self.log.accept_end(),
+                Command::SettleVote => self.log.settle_vote(),
+            }
+            self.waiting.pop_front();
+        }
+        self.log.sync()?;
+        if let Some(number) = self.written.take() {
+            tell(LogEvent::Written { number });
+        }
+        refused.map_or(Ok(()), Err)
     }
-    if let Some(below) = trim.filter(|_| refused.is_none()) {
-        let (first, term_before) = log.trim(below)?;
-        tell(LogEvent::Trimmed { first, term_before });
+
+    fn trim(&mut self, tell: &mut impl FnMut(LogEvent)) -> Result<(), WriteFailed> {
+        if let Some(below) = self.trim {
+            let (first, term_before) = self.log.trim(below)?;
+            self.trim = None;
+            tell(LogEvent::Trimmed { first, term_before });
+        }
+        Ok(())
     }
-    refused.map_or(Ok(()), Err)
 }

@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use voter_mesh::entry::{EntryKind, EntrySpec, put_entry};
 use voter_mesh::ids::{Opening, RaftId, ReadId, RequestId, RunIndex, Seat, SessionId, Term, Time};
 use voter_mesh::mesh::message::Message;
-use voter_mesh::raft::{Event, HandOver, RaftRole, Voter, Write, Written};
+use voter_mesh::raft::{DiskState, Event, HandOver, RaftRole, Voter, Write, Written};
 use voter_mesh::replica::Replica;
 use voter_mesh::run::Run;
 use voter_mesh::session::liveness::Liveness;
@@ -111,7 +111,7 @@ impl Running {
 
     /// Drains every core until none has anything left, or a turn's worth was applied.
     pub(super) fn pump(&mut self, node: &Rc<Node>, links: &BTreeMap<Seat, Link>, now: Time) -> Result<(), NodeError> {
-        self.take_written(now)?;
+        self.take_written(node, now)?;
         if self.voter.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.voter.handle_timeout(now);
         }
@@ -146,14 +146,28 @@ impl Running {
         cores.chain(self.admin.iter().map(AdminAsk::next_timeout)).chain([self.next_liveness]).min().unwrap_or(now)
     }
 
-    fn take_written(&mut self, now: Time) -> Result<(), NodeError> {
+    fn take_written(&mut self, node: &Node, now: Time) -> Result<(), NodeError> {
         let said = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
         for event in said {
             match event {
                 LogEvent::Written { number } => self.voter.handle_written(Ok(Written { number }), now),
                 LogEvent::Trimmed { first, term_before } => self.voter.handle_trimmed(first, term_before),
+                LogEvent::Full { why } => {
+                    warn!(%why, "no room for the log: waiting for some");
+                    node.count("disk_full");
+                    self.voter.handle_disk(DiskState::Full, now);
+                }
+                LogEvent::Room => {
+                    info!("there is room for the log again");
+                    self.voter.handle_disk(DiskState::Good, now);
+                }
                 // After a failed sync nobody knows what the disk holds; a retry would lie. The next start reads what is there.
-                LogEvent::Failed(failed) => return Err(NodeError::Fatal(format!("the log cannot be written: {failed}"))),
+                LogEvent::Failed(failed) => {
+                    return Err(NodeError::Fatal(format!(
+                        "the log cannot be written: {failed}. Nothing was acknowledged that is not durable. Look at the device and its \
+                         file system, then start this server again: it goes on from what is on the disk"
+                    )));
+                }
             }
         }
         Ok(())

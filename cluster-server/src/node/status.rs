@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use tokio::sync::oneshot;
 use voter_mesh::ids::{Epoch, LogIndex, RunIndex, Term};
+use voter_mesh::raft::DiskState;
 use voter_mesh::replica::ReplicaImage;
 
 use super::{Node, Stage};
@@ -43,6 +44,7 @@ impl Node {
             leader,
             commit: RunIndex::ZERO,
             applied: LogIndex::ZERO,
+            disk_full: false,
             clients: 0,
             sessions: 0,
             configuration: voter_mesh::configuration::Configuration::default(),
@@ -89,6 +91,7 @@ impl Node {
         status.term = voter.term;
         status.commit = voter.commit;
         status.applied = replica.tail().last;
+        status.disk_full = voter.disk == DiskState::Full;
         status.clients = running.room.link_count();
         status.sessions = replica.sessions().len();
         status.configuration = replica.configuration().clone();

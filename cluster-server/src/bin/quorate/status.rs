@@ -118,6 +118,9 @@ fn table(endpoint: &Endpoint, status: &ServerStatus) -> String {
         rows.push(("suspect", "the log lost what it had acknowledged, and the leader is giving it back".into()));
     }
     rows.extend(status.damage.iter().map(|damage| ("damage", damage.clone())));
+    if status.disk_full {
+        rows.push(("disk", "full: waiting for room".to_owned()));
+    }
     rows.extend(status.state_hash.clone().map(|hash| ("state hash", hash)));
     rows.extend(status.sessions_hash.clone().map(|hash| ("sessions hash", hash)));
     let mut text = format!("{endpoint}\n");
