@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use cluster_server::mesh::MeshSecret;
-use cluster_server::{DamagePolicy, ServerCluster};
+use cluster_server::{DamagePolicy, ServerCluster, ServerLimits};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use voter_mesh::ids::Seat;
@@ -46,6 +46,9 @@ pub(crate) struct Serve {
     /// Where the log and the snapshots lie
     #[arg(long, value_name = "DIR", default_value = "./quorate-data")]
     data_dir: PathBuf,
+    /// Bytes of one file of the log; the next one is reserved while one fills, so a voter needs room for two besides what it keeps
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, value_parser = clap::value_parser!(u64).range(64 << 10..=4 << 30))]
+    segment_bytes: u64,
     /// The state machine that the log is applied to
     #[arg(long, value_enum, default_value_t = StateName::Kv)]
     state: StateName,
@@ -140,8 +143,9 @@ impl Serve {
             .data_dir(&self.data_dir)
             .room(&self.room)
             .machine(self.state.machine())
-            .session_ttl(self.session_ttl)
-            .on_damage(self.on_damage.into());
+            .on_damage(self.on_damage.into())
+            .limits(ServerLimits { segment_bytes: self.segment_bytes, ..ServerLimits::default() })
+            .session_ttl(self.session_ttl);
         for address in &self.listen {
             builder = builder.listen(address);
         }
