@@ -539,9 +539,9 @@ impl<W: Waiters> Core<W> {
             FeedMode::Thin => self.acknowledged,
             _ => self.position.map_or(LogIndex::ZERO, |(index, _)| index),
         };
-        match server {
-            Some(server) if self.is_caught_up() => Status::Live { server, applied },
-            Some(_) => Status::CatchingUp { applied, target: self.target },
+        match server.zip(self.identity) {
+            Some((server, identity)) if self.is_caught_up() => Status::Live { server, applied, epoch: identity.epoch },
+            Some((_, identity)) => Status::CatchingUp { applied, target: self.target, epoch: identity.epoch },
             None if self.was_live => Status::FailingOver { attempt, last_error },
             None => Status::Connecting { attempt, last_error },
         }

@@ -47,5 +47,5 @@ pub use journal::{JournalError, JournalStore, RequestJournal};
 pub use status::{CloseReason, LinkError, Status};
 pub use stream::CommittedStream;
 pub use ticket::Ticket;
-pub use voter_mesh::ids::{LogIndex, RequestId};
+pub use voter_mesh::ids::{Epoch, LogIndex, RequestId};
 pub use voter_mesh::learner::Committed;

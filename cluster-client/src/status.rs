@@ -2,7 +2,7 @@
 
 use relay::wire::Code;
 use thiserror::Error;
-use voter_mesh::ids::{LogIndex, RaftId};
+use voter_mesh::ids::{Epoch, LogIndex, RaftId};
 
 /// How the client stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +20,8 @@ pub enum Status {
         applied: LogIndex,
         /// The last entry that the server had applied when it let the client in.
         target: LogIndex,
+        /// The cluster's epoch. Where it has risen, the cluster was restored: state and session of the one before are dropped.
+        epoch: Epoch,
     },
     /// Let in and up to date.
     Live {
@@ -27,6 +29,8 @@ pub enum Status {
         server: RaftId,
         /// The last entry that the learner has applied; for a thin client, the last one that it was answered about.
         applied: LogIndex,
+        /// The cluster's epoch. Where it has risen, the cluster was restored: state and session of the one before are dropped.
+        epoch: Epoch,
     },
     /// It was live and lost its links; learner, state and session survive.
     FailingOver {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,6 +117,12 @@ pub enum AdminError {
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 #[error("seats {0:?} did not shut down in time")]
 pub struct ShutdownError(pub Vec<Seat>);
+
+/// The directory of the voter at `seat` below that of a cluster whose voters are all in one process.
+#[must_use]
+pub fn voter_dir(data_dir: &Path, seat: Seat) -> PathBuf {
+    data_dir.join(format!("voter-{seat}"))
+}
 
 impl Default for ServerClusterBuilder {
     fn default() -> Self {
@@ -287,7 +293,7 @@ impl ServerClusterBuilder {
                     listeners.push((seat, listener));
                 }
                 for (seat, listener) in listeners {
-                    let directory = self.data_dir.join(format!("voter-{seat}"));
+                    let directory = voter_dir(&self.data_dir, seat);
                     plans.push((seat, listener, peers.clone(), Some(secret.clone()), directory));
                 }
             }

@@ -3,6 +3,7 @@
 //! * [`ServerCluster`] — start voters in this process and relay listeners in front of them.
 //! * [`limits`], [`status`] — every bound by name; what a server says of itself.
 //! * [`disk`] — the log, snapshots and the node record; [`mesh`] — links between servers.
+//! * [`tools`] — what an operator does to data directories: restore, verify, recover.
 //! * `node` — one voter's thread; `relay_port` — sockets of clients and operators.
 
 mod clock;
@@ -13,6 +14,7 @@ pub mod mesh;
 mod node;
 mod relay_port;
 pub mod status;
+pub mod tools;
 
 pub use cluster::{AdminError, DamagePolicy, NoLeader, ServerCluster, ServerClusterBuilder, ServerGone, ShutdownError, StartError};
 pub use limits::ServerLimits;

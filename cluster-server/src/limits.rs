@@ -26,6 +26,8 @@ pub struct ServerLimits {
     pub goodbye_ms: u64,
     /// Milliseconds that an administrator's request may take. Default 30,000: a newcomer's first snapshot counts in.
     pub admin_ms: u64,
+    /// Milliseconds for which whoever takes a backup may take nothing of it. Default 30,000: then it is broken off, and the image goes.
+    pub backup_stall_ms: u64,
     /// Bytes of entries applied in one turn before sockets are served again. Default 1 MiB.
     pub apply_bytes_max: usize,
     /// Bytes of log kept in memory for followers that lag a little and for the feed. Default 64 MiB.
@@ -53,6 +55,7 @@ impl Default for ServerLimits {
             frames_per_turn_max: 64,
             goodbye_ms: 1_000,
             admin_ms: 30_000,
+            backup_stall_ms: 30_000,
             apply_bytes_max: 1 << 20,
             ring_bytes_max: 64 << 20,
             log_retain_bytes: 256 << 20,

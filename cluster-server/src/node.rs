@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay::room::{LinkId, RoomLimits, Transmit};
 use relay::wire::{Code, ServerEntry};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{Incarnation, RaftId, Seat, Time};
@@ -46,6 +46,9 @@ use owner::Owner;
 use recovering::Recovering;
 use running::Running;
 use stage::Unformed;
+
+/// Threads for what blocks: a snapshot, a state for clients, old runs, hashes; and a backup, which waits for whoever takes it.
+const BLOCKING_THREADS_MAX: usize = 5;
 
 /// How often a voter that waits for nothing looks around.
 const IDLE_LOOK_MS: u64 = 1_000;
@@ -126,7 +129,8 @@ pub(crate) fn run(
 ) {
     let seat = options.seat;
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()?;
         let local = tokio::task::LocalSet::new();
         // A task like all others: what they wake is polled behind them, with all that they had to say, and not before the next
         // look at the sockets.
@@ -200,6 +204,7 @@ async fn serve(
             Some(ask) = asks.recv() => match ask {
                 Ask::Status { hashes, answer } => node.answer_status(hashes, &mesh.counters(), answer),
                 Ask::Admin { request, answer } => node.answer_admin(request, answer),
+                Ask::Image { answer } => node.with_running(|running, _, now| running.image_asked(answer, now)),
             },
             () = tokio::time::sleep_until(node.next_timeout(ending)) => {}
         }
@@ -219,6 +224,8 @@ pub(crate) struct Node {
     view: watch::Sender<NodeView>,
     /// What was refused before a core saw it, by reason.
     refused: RefCell<BTreeMap<&'static str, u64>>,
+    /// One permit: whoever has it takes a backup of this server.
+    backups: Arc<Semaphore>,
     core: RefCell<Core>,
 }
 
@@ -267,6 +274,7 @@ impl Node {
             wake: Arc::new(Notify::new()),
             view,
             refused: RefCell::default(),
+            backups: Arc::new(Semaphore::new(1)),
         });
         node.core.borrow_mut().drive_forming(&node, now)?;
         Ok(node)
@@ -338,6 +346,10 @@ impl Node {
 
     pub(crate) fn limits(&self) -> &Arc<ServerLimits> {
         &self.options.limits
+    }
+
+    pub(crate) fn backups(&self) -> &Arc<Semaphore> {
+        &self.backups
     }
 
     pub(crate) fn room_name(&self) -> &str {

@@ -1,4 +1,5 @@
-//! The relay port: accepts clients over WebSocket (`GET /rooms/{room}`) and answers operators over HTTP (`/status`, `/admin`).
+//! The relay port: accepts clients over WebSocket (`GET /rooms/{room}`) and answers operators over HTTP (`/status`, `/admin`,
+//! `/backup`).
 //! It moves bytes between sockets and the room; what they mean is decided in `relay`.
 
 use std::cell::{Cell, RefCell};
@@ -6,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,16 +25,20 @@ use hyper_util::service::TowerToHyperService;
 use relay::room::{LinkId, Transmit};
 use relay::wire::{Code, ServerFrame};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 use tracing::debug;
 use voter_mesh::ids::Time;
 use voter_mesh::mesh::message::{AdminFailure, AdminRequest};
+use voter_mesh::replica::ReplicaImage;
 
 use crate::limits::ServerLimits;
 use crate::node::Node;
 use crate::status::ServerStatus;
+
+mod backup;
 
 /// Milliseconds after which whoever was told that the server recovers may ask again.
 const RETRY_AFTER_MS: u32 = 200;
@@ -44,6 +49,8 @@ pub(crate) enum Ask {
     Status { hashes: bool, answer: oneshot::Sender<ServerStatus> },
     /// `POST /admin`.
     Admin { request: AdminRequest, answer: oneshot::Sender<Result<(), AdminFailure>> },
+    /// `GET /backup`: an image that holds all that was acknowledged before. Not answered by a server that is no member.
+    Image { answer: oneshot::Sender<ReplicaImage> },
 }
 
 /// A client's socket, upgraded.
@@ -65,6 +72,8 @@ struct Caller {
 struct Door {
     arrivals: mpsc::Sender<Arrival>,
     asks: mpsc::Sender<Ask>,
+    /// One permit: whoever has it takes a backup.
+    backups: Arc<Semaphore>,
     limits: Arc<ServerLimits>,
 }
 
@@ -109,7 +118,8 @@ impl RelayPort {
             .route("/rooms/{room}", get(upgrade))
             .route("/status", get(status))
             .route("/admin", post(admin))
-            .with_state(Door { arrivals, asks, limits });
+            .route("/backup", get(backup::backup))
+            .with_state(Door { arrivals, asks, backups: Arc::clone(node.backups()), limits });
         let accept = tokio::task::spawn_local(accept_loop(listener, router, Rc::clone(node)));
         Ok(Self { address, accept, port })
     }
@@ -148,26 +158,58 @@ async fn accept_loop(listener: TcpListener, router: Router, node: Rc<Node>) {
 /// One HTTP connection until it is answered or upgraded. A client that does not finish its request in time is dropped.
 async fn http(stream: TcpStream, caller: Caller, router: Router, node: Rc<Node>, handshakes: Rc<Cell<usize>>) {
     let (limits, address) = (node.limits(), caller.address);
-    let service = TowerToHyperService::new(router.layer(axum::Extension(caller)));
+    // The slowest answer is an administrator's.
+    let patience = Patience::new(Duration::from_millis(limits.handshake_ms + limits.admin_ms));
+    let service = TowerToHyperService::new(router.layer(axum::Extension(caller)).layer(axum::Extension(patience.clone())));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.handshake_ms))
         .max_buf_size(limits.http_bytes_max)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    // The slowest answer is an administrator's.
-    match tokio::time::timeout(Duration::from_millis(limits.handshake_ms + limits.admin_ms), served).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
+    match patience.last(served).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
             node.count(if error.is_timeout() { "http_timeout" } else { "http_failed" });
             debug!(%address, %error, "request failed");
         }
-        Err(_) => {
+        None => {
             node.count("http_timeout");
             debug!(%address, "request took too long");
         }
     }
     handshakes.set(handshakes.get() - 1);
+}
+
+/// Until when a request must be answered. An answer that streams extends it with each piece that the other side takes.
+#[derive(Clone)]
+struct Patience(Arc<Mutex<Instant>>);
+
+impl Patience {
+    fn new(patience: Duration) -> Self {
+        Self(Arc::new(Mutex::new(Instant::now() + patience)))
+    }
+
+    fn until(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn extend(&self, patience: Duration) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + patience;
+    }
+
+    /// What `future` comes to, unless patience ends first.
+    async fn last<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            let until = self.until();
+            match tokio::time::timeout_at(until, &mut future).await {
+                Ok(result) => return Some(result),
+                Err(_) if self.until() > until => {}
+                Err(_) => return None,
+            }
+        }
+    }
 }
 
 async fn upgrade(

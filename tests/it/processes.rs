@@ -2,6 +2,7 @@
 
 mod command_line;
 mod fleet;
+mod restoring;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -3,13 +3,14 @@
 //! * [`ids`] — newtypes; [`entry`], [`run`] — the one encoding; [`outcome`] — what became of a command.
 //! * [`machine`] — state machines and the built-in `log` and `kv`; [`session`] — exactly once; [`replica`] — the two together, as
 //!   every server applies them; [`learner`] — the client's half.
-//! * [`configuration`] — seats, lives, roles; [`mesh`] — what servers say to each other.
+//! * [`configuration`] — seats, lives, roles; [`epoch`] — how a restored history begins; [`mesh`] — what servers say to each other.
 //! * [`log`] — what the log on disk looks like and how it recovers.
 //! * `raft` (feature `voter`) — the consensus facade.
 #![forbid(unsafe_code)]
 
 pub mod configuration;
 pub mod entry;
+pub mod epoch;
 pub mod ids;
 mod layout;
 pub mod learner;

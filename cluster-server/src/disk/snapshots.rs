@@ -17,6 +17,7 @@ use super::data_dir::DataDir;
 use super::error::{At, DiskError};
 use super::file_system::{DiskFile, FileSystem, Open};
 use super::files::{self, Stream};
+use super::snapshot_file::SnapshotFile;
 
 /// Bytes that a snapshot's file may have. It bounds what a peer can make this server write.
 pub const SNAPSHOT_BYTES_MAX: u64 = 64 << 30;
@@ -28,28 +29,28 @@ const SNAPSHOT_FORMAT_VERSION: u32 = 1;
 const KEPT: usize = 2;
 
 /// Bytes under one hash.
-const CHUNK_BYTES: usize = 1 << 20;
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 
 /// Bytes of the index at most: hashes for [`SNAPSHOT_BYTES_MAX`], and the meta.
 const INDEX_BYTES_MAX: u64 = (SNAPSHOT_BYTES_MAX / CHUNK_BYTES as u64) * 32 + (4 << 20);
 
 const ZSTD_LEVEL: i32 = 1;
-const HEADER_BYTES: usize = 64;
+pub(super) const HEADER_BYTES: usize = 64;
 const TRAILER_BYTES: usize = 64;
 const MAGIC: [u8; 8] = *b"QUORSNAP";
 const END_MAGIC: [u8; 8] = *b"QUOREND\n";
 
 /// What stands between the sections and the trailer, as CBOR.
 #[derive(Serialize, Deserialize)]
-struct SnapshotIndex {
-    meta: SnapshotMeta,
+pub(super) struct SnapshotIndex {
+    pub(super) meta: SnapshotMeta,
     /// Compressed bytes of the state, which begins behind the header.
-    state_bytes: u64,
+    pub(super) state_bytes: u64,
     /// Compressed bytes of the session table, which begins behind the state.
-    sessions_bytes: u64,
+    pub(super) sessions_bytes: u64,
     /// SHA-256 of each [`CHUNK_BYTES`] of the file from its beginning to where this index begins, end to end.
     #[serde(with = "serde_bytes")]
-    chunks: Vec<u8>,
+    pub(super) chunks: Vec<u8>,
 }
 
 /// The snapshots of a server. Clones are the same store; it may be used from several threads.
@@ -87,7 +88,9 @@ impl SnapshotStore {
                 Some((_, "tmp")) => files::remove(&*files, &path)?,
                 Some((_, "snap")) => {
                     let file = files::open(&*files, &path, Open::Read)?;
-                    match check_whole(&file, &path, &identity) {
+                    let whole = SnapshotFile::new(file, path.clone(), Some(&identity))
+                        .and_then(|file| file.check_chunks(&mut |_| ()).map(|()| file.meta().clone()));
+                    match whole {
                         Ok(meta) if path == snapshot_path(&directory, &meta.tail) => metas.push(meta),
                         Ok(_) => tracing::error!(path = %path.display(), "snapshot is named as another; passed over"),
                         Err(error @ DiskError::Damaged { .. }) => tracing::error!(%error, "snapshot passed over"),
@@ -120,32 +123,18 @@ impl SnapshotStore {
     /// `Io`, of the file or of the closures: nothing is left of it. `Foreign` if `meta` is of another history.
     pub fn write(
         &self,
-        mut meta: SnapshotMeta,
+        meta: SnapshotMeta,
         state: impl FnOnce(&mut dyn Write) -> io::Result<()>,
         sessions: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<SnapshotMeta, DiskError> {
         let temporary = self.temporary(&meta.tail)?;
         check_identity(&temporary.path, &meta.identity, &self.inner.identity)?;
-        let path = &temporary.path;
-        let file = BufWriter::with_capacity(256 << 10, Stream::new(Arc::clone(&temporary.file), 0));
-        let mut to = Chunked { to: file, hash: Sha256::new(), chunks: vec![], bytes: 0 };
-        to.write_all(&encode_header(&meta)).at("write", path)?;
-        meta.state_hash = write_section(&mut to, state).at("write", path)?;
-        let state_bytes = to.bytes - HEADER_BYTES as u64;
-        meta.sessions_hash = write_section(&mut to, sessions).at("write", path)?;
-        let sessions_bytes = to.bytes - HEADER_BYTES as u64 - state_bytes;
-
-        let at = to.bytes;
-        let (mut file, chunks) = to.finish();
-        let index = SnapshotIndex { meta, state_bytes, sessions_bytes, chunks };
-        let mut bytes = Vec::new();
-        ciborium::into_writer(&index, &mut bytes).map_err(io::Error::other).at("encode", path)?;
-        file.write_all(&bytes)
-            .and_then(|()| file.write_all(&encode_trailer(at, &bytes)))
-            .and_then(|()| file.flush())
-            .at("write", path)?;
-        drop(file);
-        self.adopt(temporary, index.meta)
+        let mut to = BufWriter::with_capacity(256 << 10, Stream::new(Arc::clone(&temporary.file), 0));
+        let meta = write_snapshot(&mut to, meta, state, sessions)
+            .and_then(|meta| to.flush().map(|()| meta))
+            .at("write", &temporary.path)?;
+        drop(to);
+        self.adopt(temporary, meta)
     }
 
     /// The state of a snapshot, as its machine wrote it. Whoever reads it compares its hash with the meta's.
@@ -232,7 +221,7 @@ impl SnapshotStore {
     ) -> Result<Box<dyn Read + Send>, DiskError> {
         let path = snapshot_path(&self.inner.directory, &meta.tail);
         let file = files::open(&*self.inner.files, &path, Open::Read)?;
-        let (index, _) = read_index(&*file, &path, &self.inner.identity)?;
+        let (index, _) = read_index(&*file, &path, Some(&self.inner.identity))?;
         let (at, bytes) = place(&index);
         Ok(Box::new(section(&file, at, bytes).at("read", &path)?))
     }
@@ -280,22 +269,12 @@ impl Receiving {
     pub fn finish(self) -> Result<SnapshotMeta, DiskError> {
         let Self { store, temporary, meta, .. } = self;
         let damaged = |why: String| DiskError::Damaged { path: temporary.path.clone(), why };
-        let found = check_whole(&temporary.file, &temporary.path, &store.inner.identity)?;
-        if found != meta {
+        let file = SnapshotFile::new(Arc::clone(&temporary.file), temporary.path.clone(), Some(&store.inner.identity))?;
+        let found = file.meta();
+        if *found != meta {
             return Err(damaged(format!("it holds run {} of term {}, or not what was announced", found.tail.run, found.tail.term)));
         }
-        let (index, _) = read_index(&*temporary.file, &temporary.path, &store.inner.identity)?;
-        let state_at = HEADER_BYTES as u64;
-        for (at, bytes, hash, name) in [
-            (state_at, index.state_bytes, meta.state_hash, "state"),
-            (state_at + index.state_bytes, index.sessions_bytes, meta.sessions_hash, "session table"),
-        ] {
-            let mut hashing = Hashing::new(section(&temporary.file, at, bytes).at("read", &temporary.path)?);
-            io::copy(&mut hashing, &mut io::sink()).map_err(|error| damaged(format!("the {name} does not unpack: {error}")))?;
-            if hashing.finish() != hash {
-                return Err(damaged(format!("the {name}'s hash does not match")));
-            }
-        }
+        file.check(&mut |_| ())?;
         store.adopt(temporary, meta)
     }
 }
@@ -319,7 +298,7 @@ impl Drop for Temporary {
 }
 
 /// Hashes what passes, a chunk at a time.
-struct Chunked<W> {
+pub(super) struct Chunked<W> {
     to: W,
     hash: Sha256,
     chunks: Vec<u8>,
@@ -327,7 +306,13 @@ struct Chunked<W> {
 }
 
 impl<W> Chunked<W> {
-    fn finish(mut self) -> (W, Vec<u8>) {
+    /// Hashes what is written to `to`.
+    pub(super) fn new(to: W) -> Self {
+        Self { to, hash: Sha256::new(), chunks: Vec::new(), bytes: 0 }
+    }
+
+    /// The hashes, end to end.
+    pub(super) fn finish(mut self) -> (W, Vec<u8>) {
         if !self.bytes.is_multiple_of(CHUNK_BYTES as u64) {
             self.chunks.extend_from_slice(&self.hash.finalize());
         }
@@ -352,6 +337,30 @@ impl<W: Write> Write for Chunked<W> {
     }
 }
 
+/// Writes a snapshot from its header to its trailer, never going back, and returns its meta with both hashes.
+pub(crate) fn write_snapshot(
+    to: &mut impl Write,
+    mut meta: SnapshotMeta,
+    state: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    sessions: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<SnapshotMeta> {
+    let mut to = Chunked::new(to);
+    to.write_all(&encode_header(&meta))?;
+    meta.state_hash = write_section(&mut to, state)?;
+    let state_bytes = to.bytes - HEADER_BYTES as u64;
+    meta.sessions_hash = write_section(&mut to, sessions)?;
+    let sessions_bytes = to.bytes - HEADER_BYTES as u64 - state_bytes;
+
+    let at = to.bytes;
+    let (to, chunks) = to.finish();
+    let index = SnapshotIndex { meta, state_bytes, sessions_bytes, chunks };
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&index, &mut bytes).map_err(io::Error::other)?;
+    to.write_all(&bytes)?;
+    to.write_all(&encode_trailer(at, &bytes))?;
+    Ok(index.meta)
+}
+
 /// Writes one section and returns the hash of what is in it, uncompressed.
 fn write_section(to: &mut impl Write, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<[u8; 32]> {
     let mut encoder = zstd::Encoder::new(to, ZSTD_LEVEL)?;
@@ -362,7 +371,11 @@ fn write_section(to: &mut impl Write, content: impl FnOnce(&mut dyn Write) -> io
     Ok(hash)
 }
 
-fn section(file: &Arc<dyn DiskFile>, at: u64, bytes: u64) -> io::Result<zstd::Decoder<'static, BufReader<io::Take<Stream>>>> {
+pub(super) fn section(
+    file: &Arc<dyn DiskFile>,
+    at: u64,
+    bytes: u64,
+) -> io::Result<zstd::Decoder<'static, BufReader<io::Take<Stream>>>> {
     zstd::Decoder::new(Stream::new(Arc::clone(file), at).take(bytes))
 }
 
@@ -415,8 +428,9 @@ fn check_identity(path: &Path, found: &Identity, expected: &Identity) -> Result<
     Err(DiskError::Foreign { path: path.into(), found: name(found), expected: name(expected) })
 }
 
-/// Reads and checks header, trailer and index; returns the index and where it begins. The sections are not looked at.
-fn read_index(file: &dyn DiskFile, path: &Path, identity: &Identity) -> Result<(SnapshotIndex, u64), DiskError> {
+/// Reads and checks header, trailer and index, which must be `identity`'s where that is given; returns the index and where it
+/// begins. The sections are not looked at.
+pub(super) fn read_index(file: &dyn DiskFile, path: &Path, identity: Option<&Identity>) -> Result<(SnapshotIndex, u64), DiskError> {
     let damaged = |why: &str| DiskError::Damaged { path: path.into(), why: why.into() };
     let bytes = file.len().at("inspect", path)?;
     if bytes < (HEADER_BYTES + TRAILER_BYTES) as u64 {
@@ -433,7 +447,8 @@ fn read_index(file: &dyn DiskFile, path: &Path, identity: &Identity) -> Result<(
     let mut cluster = [0; 16];
     cluster.copy_from_slice(&header[16..32]);
     let (epoch, room) = (Epoch(number(&header[32..36]) as u32), RoomId(number(&header[36..38]) as u16));
-    check_identity(path, &Identity { cluster: ClusterId(cluster), epoch, room }, identity)?;
+    let found = Identity { cluster: ClusterId(cluster), epoch, room };
+    check_identity(path, &found, identity.unwrap_or(&found))?;
 
     let trailer_at = bytes - TRAILER_BYTES as u64;
     let trailer: [u8; TRAILER_BYTES] = read_block(file, path, trailer_at)?;
@@ -453,7 +468,7 @@ fn read_index(file: &dyn DiskFile, path: &Path, identity: &Identity) -> Result<(
     if sections != Some(at) || index.chunks.len() as u64 != at.div_ceil(CHUNK_BYTES as u64) * 32 {
         return Err(damaged("its index does not fit its sections"));
     }
-    check_identity(path, &index.meta.identity, identity)?;
+    check_identity(path, &index.meta.identity, &found)?;
     let named = (RunIndex(number(&header[40..48])), Term(number(&header[48..56])));
     if named != (index.meta.tail.run, index.meta.tail.term) {
         return Err(damaged("header and index name different runs"));
@@ -464,20 +479,4 @@ fn read_index(file: &dyn DiskFile, path: &Path, identity: &Identity) -> Result<(
 /// Reads a block; one that the file is too short for is zeros, which no checksum matches.
 fn read_block<const BYTES: usize>(file: &dyn DiskFile, path: &Path, at: u64) -> Result<[u8; BYTES], DiskError> {
     Ok(files::read_at(file, at, BYTES).at("read", path)?.as_ref().try_into().unwrap_or([0; BYTES]))
-}
-
-/// Reads the whole file and checks every chunk; returns what it holds.
-fn check_whole(file: &Arc<dyn DiskFile>, path: &Path, identity: &Identity) -> Result<SnapshotMeta, DiskError> {
-    let (index, at) = read_index(&**file, path, identity)?;
-    let mut sections = Chunked { to: io::sink(), hash: Sha256::new(), chunks: vec![], bytes: 0 };
-    io::copy(&mut BufReader::with_capacity(256 << 10, Stream::new(Arc::clone(file), 0).take(at)), &mut sections)
-        .at("read", path)?;
-    let (_, chunks) = sections.finish();
-    match index.chunks.chunks(32).zip(chunks.chunks(32)).position(|(expected, found)| expected != found) {
-        None if chunks.len() == index.chunks.len() => Ok(index.meta),
-        chunk => {
-            let why = format!("chunk {} does not have its hash", chunk.unwrap_or(chunks.len() / 32));
-            Err(DiskError::Damaged { path: path.into(), why })
-        }
-    }
 }

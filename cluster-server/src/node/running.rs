@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use relay::room::{Room, RoomEvent};
+use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 use voter_mesh::entry::{EntryKind, EntrySpec, put_entry};
 use voter_mesh::ids::{Opening, RaftId, ReadId, RequestId, RunIndex, Seat, SessionId, Term, Time};
 use voter_mesh::mesh::message::Message;
 use voter_mesh::raft::{DiskState, Event, HandOver, RaftRole, Voter, Write, Written};
-use voter_mesh::replica::Replica;
+use voter_mesh::replica::{Replica, ReplicaImage};
 use voter_mesh::run::Run;
 use voter_mesh::session::liveness::Liveness;
 use voter_mesh::session::{EndPayload, EndReason, SessionEvent};
@@ -29,6 +30,9 @@ const LIVENESS_MS: u64 = voter_mesh::session::liveness::ACTIVITY_MS;
 pub(super) fn liveness_every_ms(session_ttl_ms: u64) -> u64 {
     LIVENESS_MS.min(session_ttl_ms / 4).max(50)
 }
+
+/// The read whose index the next image must hold; the room counts its own from 1 on.
+const IMAGE_READ: ReadId = ReadId(u64::MAX);
 
 /// What the log's writer thread has said since the pump last looked: at most one word for each batch that waits, which is bounded.
 pub(super) type WrittenSlot = Arc<Mutex<VecDeque<LogEvent>>>;
@@ -48,6 +52,8 @@ pub(super) struct Running {
     /// A batch that the voter could not take; it goes first when it can.
     pub(super) stash: Option<Bytes>,
     pub(super) waiting_reads: Vec<(RunIndex, ReadId)>,
+    /// Who waits for an image that holds all that was acknowledged before it was asked for.
+    pub(super) image_wanted: Option<oneshot::Sender<ReplicaImage>>,
     pub(super) liveness: Liveness,
     pub(super) liveness_every_ms: u64,
     pub(super) session_ttl_ms: u64,
@@ -92,6 +98,7 @@ impl Running {
             to_apply: VecDeque::new(),
             stash: None,
             waiting_reads: Vec::new(),
+            image_wanted: None,
             liveness: Liveness::default(),
             liveness_every_ms,
             session_ttl_ms,
@@ -310,14 +317,29 @@ impl Running {
 
     fn serve_reads(&mut self, now: Time) {
         let tail = *self.replica.tail();
+        let mut image_ready = false;
         let room = &mut self.room;
         self.waiting_reads.retain(|(run, read)| {
             let ready = *run <= tail.run;
-            if ready {
+            if ready && *read == IMAGE_READ {
+                image_ready = true;
+            } else if ready {
                 room.handle_read(*read, tail.last, now);
             }
             !ready
         });
+        if image_ready && let Some(answer) = self.image_wanted.take() {
+            // Whoever wanted it may have gone.
+            let _ = answer.send(self.replica.image());
+        }
+    }
+
+    /// Somebody wants an image that holds all that was acknowledged before now. One that waited before is given up.
+    pub(super) fn image_asked(&mut self, answer: oneshot::Sender<ReplicaImage>, now: Time) {
+        self.voter.cancel_read(IMAGE_READ);
+        self.waiting_reads.retain(|(_, read)| *read != IMAGE_READ);
+        // Where too many reads wait already, the answer is that there is none.
+        self.image_wanted = self.voter.handle_read(IMAGE_READ, now).is_ok().then_some(answer);
     }
 
     /// Tells the leader which sessions came and went here.

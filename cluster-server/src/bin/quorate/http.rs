@@ -1,9 +1,10 @@
-//! One HTTP request to a server's relay port: what `status` and the administrator's commands need, and no more.
+//! One HTTP request to a server's relay port: what `status`, `backup` and the administrator's commands need, and no more.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -28,6 +29,9 @@ pub(crate) enum HttpError {
     /// The request may have been read.
     #[error("no answer in time")]
     Deadline,
+    /// The answer comes, and cannot be kept.
+    #[error("cannot keep the answer: {0}")]
+    Keep(std::io::Error),
 }
 
 /// Sends one request and reads its whole answer.
@@ -38,21 +42,58 @@ pub(crate) async fn request(
     body: Vec<u8>,
     deadline: Duration,
 ) -> Result<(StatusCode, Bytes), HttpError> {
-    let connect = timeout(deadline, TcpStream::connect((endpoint.host(), endpoint.port()))).await;
-    let stream = connect.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(HttpError::Connect)?;
-    timeout(deadline, exchange(stream, endpoint, method, path, body)).await.unwrap_or(Err(HttpError::Deadline))
+    let stream = connect(endpoint, deadline).await?;
+    let exchange = async {
+        let (status, body) = send(stream, endpoint, method, path, body).await?;
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| HttpError::Broken(error.to_string()))?;
+        Ok((status, body.to_bytes()))
+    };
+    timeout(deadline, exchange).await.unwrap_or(Err(HttpError::Deadline))
 }
 
-async fn exchange(
+/// Asks for something large and hands it over piece by piece, `deadline` being the longest wait for each. A refusal is returned with
+/// its text; then nothing was handed over.
+pub(crate) async fn download(
+    endpoint: &Endpoint,
+    path: &str,
+    deadline: Duration,
+    mut take: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> Result<Result<(), (StatusCode, String)>, HttpError> {
+    let stream = connect(endpoint, deadline).await?;
+    let asked = timeout(deadline, send(stream, endpoint, Method::GET, path, Vec::new())).await;
+    let (status, mut body) = asked.unwrap_or(Err(HttpError::Deadline))?;
+    if status != StatusCode::OK {
+        let text = timeout(deadline, Limited::new(body, ANSWER_BYTES_MAX).collect()).await.map_err(|_| HttpError::Deadline)?;
+        let text = text.map_err(|error| HttpError::Broken(error.to_string()))?.to_bytes();
+        return Ok(Err((status, refusal(status, &text))));
+    }
+    while let Some(frame) = timeout(deadline, body.frame()).await.map_err(|_| HttpError::Deadline)? {
+        let frame = frame.map_err(|error| HttpError::Broken(error.to_string()))?;
+        if let Some(piece) = frame.data_ref() {
+            take(piece).map_err(HttpError::Keep)?;
+        }
+    }
+    Ok(Ok(()))
+}
+
+async fn connect(endpoint: &Endpoint, deadline: Duration) -> Result<TcpStream, HttpError> {
+    let connected = timeout(deadline, TcpStream::connect((endpoint.host(), endpoint.port()))).await;
+    connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(HttpError::Connect)
+}
+
+/// Sends a request; the answer's head, and its body as it comes.
+async fn send(
     stream: TcpStream,
     endpoint: &Endpoint,
     method: Method,
     path: &str,
     body: Vec<u8>,
-) -> Result<(StatusCode, Bytes), HttpError> {
+) -> Result<(StatusCode, Incoming), HttpError> {
     let broken = |error: &dyn std::fmt::Display| HttpError::Broken(error.to_string());
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    // It must be driven for the answer to come, and ends with it; its own end says nothing that the answer does not.
+    tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -61,21 +102,8 @@ async fn exchange(
         .header("connection", "close")
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| broken(&error))?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| broken(&error))?;
-        Ok((status, body.to_bytes()))
-    };
-    // The connection must be polled for the answer to come; its own end says nothing that the answer does not.
-    let driven = async {
-        let _ = connection.await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        answer = answer => answer,
-        () = driven => Err(HttpError::Broken("connection closed".into())),
-    }
+    let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+    Ok((response.status(), response.into_body()))
 }
 
 /// What a server says where it does not say yes: `{"error": …}`, or whatever it sent.

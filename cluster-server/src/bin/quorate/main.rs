@@ -5,13 +5,16 @@
 
 mod admin;
 mod attach;
+mod backup;
 mod demo;
 mod fleet;
 mod http;
 mod kv;
 mod load;
 mod output;
+mod progress;
 mod propose;
+mod restore;
 mod serve;
 mod status;
 mod watch;
@@ -61,6 +64,8 @@ enum Command {
     Load(load::Load),
     Member(admin::Member),
     Transfer(admin::Transfer),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
 }
 
 impl Command {
@@ -75,6 +80,8 @@ impl Command {
             Self::Load(command) => command.run().await,
             Self::Member(command) => command.run().await,
             Self::Transfer(command) => command.run().await,
+            Self::Backup(command) => command.run().await,
+            Self::Restore(command) => command.run().await,
         }
     }
 }

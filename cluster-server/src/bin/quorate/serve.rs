@@ -129,11 +129,15 @@ pub(crate) fn seat_address(text: &str) -> Result<(Seat, String), String> {
     let shape = || format!("{text:?} is not SEAT=HOST:PORT, such as 1=127.0.0.1:7501");
     let (seat, address) = text.split_once('=').ok_or_else(shape)?;
     let seat = seat.parse::<u16>().ok().filter(|seat| *seat > 0).ok_or_else(shape)?;
-    let (host, port) = address.rsplit_once(':').ok_or_else(shape)?;
-    if host.is_empty() || port.parse::<u16>().is_err() {
-        return Err(shape());
+    Ok((Seat(seat), host_port(address).map_err(|_| shape())?))
+}
+
+/// `HOST:PORT`.
+pub(crate) fn host_port(address: &str) -> Result<String, String> {
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(address.to_owned()),
+        _ => Err(format!("{address:?} is not HOST:PORT")),
     }
-    Ok((Seat(seat), address.to_owned()))
 }
 
 impl Serve {

@@ -1,0 +1,162 @@
+//! A snapshot's file, wherever it lies: a server's own, one that has just come from a peer, a backup.
+
+use std::fmt;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use voter_mesh::ids::Identity;
+use voter_mesh::snapshot::{Hashing, SnapshotMeta};
+
+use super::error::{At, DiskError};
+use super::file_system::{DiskFile, FileSystem, Open, OsFiles};
+use super::files::{self, Stream};
+use super::snapshots::{CHUNK_BYTES, Chunked, HEADER_BYTES, SnapshotIndex, read_index};
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// A snapshot's file whose header, index and trailer are good.
+pub struct SnapshotFile {
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    index: SnapshotIndex,
+    /// Where the index begins, and the sections end.
+    index_at: u64,
+}
+
+impl fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotFile").field("path", &self.path).field("tail", &self.index.meta.tail).finish_non_exhaustive()
+    }
+}
+
+impl SnapshotFile {
+    /// Opens a file of any cluster. Its sections are not looked at before [`Self::check`].
+    ///
+    /// # Errors
+    /// `Damaged`, also for what is no snapshot at all; `Newer`; `Io`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, DiskError> {
+        Self::open_on(&OsFiles, path)
+    }
+
+    /// [`Self::open`] on any file system.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_on(files: &dyn FileSystem, path: impl AsRef<Path>) -> Result<Self, DiskError> {
+        let path = path.as_ref();
+        Self::new(files::open(files, path, Open::Read)?, path.into(), None)
+    }
+
+    /// Reads what must be right before anything else is believed; it must be of `identity` where that is given.
+    pub(super) fn new(file: Arc<dyn DiskFile>, path: PathBuf, identity: Option<&Identity>) -> Result<Self, DiskError> {
+        let (index, index_at) = read_index(&*file, &path, identity)?;
+        Ok(Self { file, path, index, index_at })
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says of itself.
+    #[must_use]
+    pub const fn meta(&self) -> &SnapshotMeta {
+        &self.index.meta
+    }
+
+    /// Bytes that [`Self::check`] reads.
+    #[must_use]
+    pub const fn check_bytes(&self) -> u64 {
+        2 * self.index_at
+    }
+
+    /// Reads it through twice: every chunk against its hash, and both sections, unpacked, against theirs. `progress` is told how many
+    /// bytes more were read.
+    ///
+    /// # Errors
+    /// `Damaged` names the place; `Io`.
+    pub fn check(&self, progress: &mut dyn FnMut(u64)) -> Result<(), DiskError> {
+        self.check_chunks(progress)?;
+        let meta = &self.index.meta;
+        self.check_section(self.state_place(), meta.state_hash, "state", progress)?;
+        self.check_section(self.sessions_place(), meta.sessions_hash, "session table", progress)
+    }
+
+    /// Reads it through once, every chunk against its hash.
+    pub(super) fn check_chunks(&self, progress: &mut dyn FnMut(u64)) -> Result<(), DiskError> {
+        let mut hashes = Chunked::new(io::sink());
+        io::copy(&mut self.read((0, self.index_at), progress), &mut hashes).at("read", &self.path)?;
+        let (expected, (_, found)) = (&self.index.chunks, hashes.finish());
+        match expected.chunks(32).zip(found.chunks(32)).position(|(expected, found)| expected != found) {
+            None if expected.len() == found.len() => Ok(()),
+            chunk => {
+                let chunk = chunk.unwrap_or(found.len() / 32);
+                Err(self.damaged(format!("the MiB at byte {} does not have its hash", chunk * CHUNK_BYTES)))
+            }
+        }
+    }
+
+    /// The state, as its machine wrote it.
+    ///
+    /// # Errors
+    /// The system's. What is read is worth no more than [`Self::check`] has said.
+    pub fn state(&self) -> io::Result<impl Read + use<>> {
+        unpacked(self.stream(self.state_place()))
+    }
+
+    /// The session table, as it wrote itself.
+    ///
+    /// # Errors
+    /// The system's. What is read is worth no more than [`Self::check`] has said.
+    pub fn sessions(&self) -> io::Result<impl Read + use<>> {
+        unpacked(self.stream(self.sessions_place()))
+    }
+
+    fn check_section(&self, place: (u64, u64), hash: [u8; 32], name: &str, progress: &mut dyn FnMut(u64)) -> Result<(), DiskError> {
+        let mut hashing = Hashing::new(unpacked(self.read(place, progress)).at("read", &self.path)?);
+        io::copy(&mut hashing, &mut io::sink()).map_err(|error| self.damaged(format!("the {name} does not unpack: {error}")))?;
+        if hashing.finish() == hash { Ok(()) } else { Err(self.damaged(format!("the {name}'s hash does not match"))) }
+    }
+
+    /// Where the state begins, and its bytes.
+    const fn state_place(&self) -> (u64, u64) {
+        (HEADER_BYTES as u64, self.index.state_bytes)
+    }
+
+    const fn sessions_place(&self) -> (u64, u64) {
+        (HEADER_BYTES as u64 + self.index.state_bytes, self.index.sessions_bytes)
+    }
+
+    fn stream(&self, (at, bytes): (u64, u64)) -> io::Take<Stream> {
+        Stream::new(Arc::clone(&self.file), at).take(bytes)
+    }
+
+    fn read<'a>(&self, place: (u64, u64), progress: &'a mut dyn FnMut(u64)) -> impl Read + use<'a> {
+        BufReader::with_capacity(READ_BYTES, Watched { from: self.stream(place), progress })
+    }
+
+    fn damaged(&self, why: String) -> DiskError {
+        DiskError::Damaged { path: self.path.clone(), why }
+    }
+}
+
+fn unpacked<R: Read>(from: R) -> io::Result<zstd::Decoder<'static, BufReader<R>>> {
+    zstd::Decoder::new(from)
+}
+
+/// Tells how much is read.
+struct Watched<'a, R> {
+    from: R,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        (self.progress)(read as u64);
+        Ok(read)
+    }
+}
