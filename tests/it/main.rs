@@ -15,6 +15,7 @@ mod processes;
 mod proxy;
 mod quorum;
 mod reads;
+mod recovery;
 mod requests;
 mod slow;
 mod tally;
