@@ -3,6 +3,7 @@
 //! * [`ids`] — newtypes; [`entry`], [`run`] — the one encoding; [`outcome`] — what became of a command.
 //! * [`machine`] — state machines and the built-in `log` and `kv`; [`session`] — exactly once; [`replica`] — the two together, as
 //!   every server applies them; [`learner`] — the client's half.
+//! * [`verdicts`] — which entries of kept runs took effect, for feeds that begin below the ring.
 //! * [`configuration`] — seats, lives, roles; [`epoch`] — how a restored history begins; [`mesh`] — what servers say to each other.
 //! * [`log`] — what the log on disk looks like and how it recovers.
 //! * `raft` (feature `voter`) — the consensus facade.
@@ -24,5 +25,6 @@ pub mod replica;
 pub mod run;
 pub mod session;
 pub mod snapshot;
+pub mod verdicts;
 #[cfg(test)]
 mod testing;
