@@ -202,6 +202,13 @@ pub enum StreamError {
     /// The cluster was restored from a backup: indices begin anew.
     #[error("the cluster was restored")]
     Epoch,
+    /// What a server gave for the commands behind `after` does not continue those before, or does not lead to those that this client
+    /// follows: it is not one history. What the stream gave before stands in doubt back to where it began to fetch.
+    #[error("the history behind {after} is not the one before it")]
+    Diverged {
+        /// The last entry that both have.
+        after: LogIndex,
+    },
     /// The client is closed.
     #[error("the client is closed: {0}")]
     Closed(CloseReason),

@@ -104,17 +104,22 @@ impl Follower {
 
     pub(crate) fn begin(&mut self, index: LogIndex, chain: Chain) {
         self.learner = Some(Learner::at(index, chain));
-        self.history.begin(index);
+        self.history.begin((index, chain));
     }
 
     /// Applies blocks of the feed. Where the learner stands afterwards, and what stopped it, if something did.
     pub(crate) fn feed(&mut self, link: LinkId, mut blocks: Bytes) -> (Option<(LogIndex, Chain)>, Result<(), ApplyFailed>) {
         let Some(learner) = &mut self.learner else { return (None, Err(ApplyFailed::Malformed { link })) };
-        let (mut committed, mut result) = (Vec::new(), Ok(()));
+        let (mut committed, mut ends, mut result) = (Vec::new(), Vec::new(), Ok(()));
         self.holder.with(&mut |state| {
-            result = learner.apply_blocks(&mut blocks, state, &mut |entry| committed.push(entry));
+            while result.is_ok() && !blocks.is_empty() {
+                result = learner.apply_block(&mut blocks, state, &mut |entry| committed.push(entry));
+                if result.is_ok() {
+                    ends.push((learner.applied(), learner.chain()));
+                }
+            }
         });
-        self.history.push(committed, learner.applied());
+        self.history.push(committed, ends);
         let result = result.map_err(|error| match error {
             LearnerError::Diverged { .. } => ApplyFailed::Diverged,
             LearnerError::Undecodable { .. } => ApplyFailed::Machine(error.to_string()),

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::sync::watch;
 use voter_mesh::ids::LogIndex;
-use voter_mesh::learner::{Committed, Learner};
+use voter_mesh::learner::{Committed, Learner, LearnerError};
 use voter_mesh::run::RunHeader;
 
 use crate::call::Call;
 use crate::driver::Shared;
 use crate::error::StreamError;
-use crate::history::Step;
+use crate::history::{RunEnd, Step};
 
 /// How long a stream waits before it asks again for what its server could not give yet.
 const FETCH_AGAIN: Duration = Duration::from_millis(100);
@@ -45,6 +45,10 @@ struct Collector {
     changed: watch::Receiver<()>,
     epoch: u64,
     next: LogIndex,
+    /// The last run end at or below what was taken: what is fetched must continue it.
+    joint: Option<RunEnd>,
+    /// Where the last fetch ended, until the live history was seen to go on there.
+    fetched: Option<RunEnd>,
     taken: VecDeque<Committed>,
     ended: bool,
 }
@@ -53,7 +57,8 @@ impl CommittedStream {
     pub(crate) fn new(shared: Arc<Shared>, from: LogIndex) -> Self {
         let (changed, epoch) = (shared.history.changed(), shared.history.epoch());
         let next = from.max(LogIndex::FIRST);
-        let collector = Collector { shared, changed, epoch, next, taken: VecDeque::new(), ended: false };
+        let collector =
+            Collector { shared, changed, epoch, next, joint: None, fetched: None, taken: VecDeque::new(), ended: false };
         Self(Box::pin(futures_util::stream::unfold(collector, |mut collector| async move {
             let item = collector.item().await?;
             Some((item, collector))
@@ -71,9 +76,10 @@ impl Collector {
                 return None;
             }
             self.changed.mark_unchanged();
-            let error = match self.shared.history.step(self.next, self.epoch) {
-                Step::Take { entries, end } => {
+            let error = match self.shared.history.step(self.next, self.epoch, self.fetched) {
+                Step::Take { entries, end, joint } => {
                     self.next = end.next();
+                    (self.joint, self.fetched) = (Some(joint), None);
                     self.taken = entries;
                     continue;
                 }
@@ -94,19 +100,21 @@ impl Collector {
     }
 
     async fn fetch(&mut self, to: LogIndex) -> Result<(), StreamError> {
-        let next = self.next;
-        let pieces = Call::new(&self.shared, |core, waiter, _| core.fetch(next, to, waiter)).await;
+        // From a run's end on, so that it is seen to go on there.
+        let from = self.joint.map_or(self.next, |(end, _)| end.next());
+        let pieces = Call::new(&self.shared, |core, waiter, _| core.fetch(from, to, waiter)).await;
         let pieces = pieces.unwrap_or_else(|| Err(StreamError::Closed(crate::CloseReason::TaskEnded)))?;
-        if self.take(pieces).is_none() {
+        if !self.take(pieces)? {
             tokio::time::sleep(FETCH_AGAIN).await;
         }
         Ok(())
     }
 
-    /// Takes fetched blocks in; `None` if they lead nowhere.
-    fn take(&mut self, pieces: Vec<Bytes>) -> Option<()> {
-        let head = RunHeader::decode(pieces.first()?).ok()?;
-        let mut learner = Learner::at(head.first.previous(), head.chain_before);
+    /// Takes fetched blocks in; whether they lead on.
+    fn take(&mut self, pieces: Vec<Bytes>) -> Result<bool, StreamError> {
+        let Some(head) = pieces.first().and_then(|piece| RunHeader::decode(piece).ok()) else { return Ok(false) };
+        let (after, chain) = self.joint.unwrap_or((head.first.previous(), head.chain_before));
+        let mut learner = Learner::at(after, chain);
         let (next, taken) = (self.next, &mut self.taken);
         for mut piece in pieces {
             let whole = learner.apply_blocks(&mut piece, &mut (), &mut |entry| {
@@ -114,14 +122,21 @@ impl Collector {
                     taken.push_back(entry);
                 }
             });
-            if whole.is_err() {
-                break;
+            match whole {
+                Ok(()) => {}
+                // Blocks follow each other, and the first one holds what was asked for: runs that begin elsewhere are another history's.
+                Err(LearnerError::Diverged { .. } | LearnerError::NotNext { .. } | LearnerError::Old { .. }) => {
+                    return Err(StreamError::Diverged { after: learner.applied() });
+                }
+                Err(_) => break,
             }
         }
         if learner.applied() < next {
-            return None;
+            return Ok(false);
         }
         self.next = learner.applied().next();
-        Some(())
+        self.joint = Some((learner.applied(), learner.chain()));
+        self.fetched = self.joint;
+        Ok(true)
     }
 }

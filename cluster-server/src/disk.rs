@@ -6,9 +6,11 @@
 //! DIR/log/SEQUENCE.seg             segments of the log, 16 hex digits; rules in [`voter_mesh::log`]
 //! DIR/log/SEQUENCE.spare           a file that waits to become a segment: a trimmed one, or one that was made ahead
 //! DIR/snapshots/RUN-TERM.snap      the newest snapshot and the one before it
+//! DIR/verdicts/AFTER-THROUGH.bits  which entries of the kept runs took effect, 16 hex digits each
 //! ```
 //!
 //! * [`DataDir`] locks the directory and keeps the node record. [`SnapshotStore`] writes, receives and reads snapshots.
+//!   [`VerdictStore`] keeps what clients need beside old runs, [`StateFiles`] writes states out for them.
 //! * [`Log`] is the log itself, used by one thread at a time: [`Log::create`] once in a life, [`Log::recover`] at every other start.
 //! * [`LogWriter`] is the thread that then owns it: all that waits goes into one write pass and one sync. [`LogReader`] reads what is
 //!   durable, on any thread, while the writer appends and trims.
@@ -30,6 +32,8 @@ mod reader;
 mod recovery;
 mod snapshot_file;
 mod snapshots;
+mod states;
+mod verdicts;
 mod walk;
 mod writer;
 
@@ -42,6 +46,8 @@ pub use recovery::{LogLook, LogRecovered};
 pub use snapshot_file::SnapshotFile;
 pub(crate) use snapshots::write_snapshot;
 pub use snapshots::{Receiving, SNAPSHOT_BYTES_MAX, SnapshotStore};
+pub use states::{StateFile, StateFiles};
+pub use verdicts::VerdictStore;
 pub use walk::Damage;
 pub use writer::{LogEvent, LogWriter, SubmitRefused, WriterLimits};
 

@@ -37,6 +37,9 @@ pub struct ServerLimits {
     /// Milliseconds without progress, once a quorum is linked, after which holes in a damaged log are not filled from peers any more.
     /// Default 10,000: then the server starts as a suspect, and the leader gives back what is missing.
     pub fill_ms: u64,
+    /// Bytes of verdicts kept in memory, one bit for each entry of the log. Default 64 MiB, enough for 500 million; beyond it the
+    /// oldest runs are not served to clients any more.
+    pub verdict_bytes_max: usize,
     /// Bytes of one segment of the log. Default 64 MiB.
     pub segment_bytes: u64,
 }
@@ -60,6 +63,7 @@ impl Default for ServerLimits {
             ring_bytes_max: 64 << 20,
             log_retain_bytes: 256 << 20,
             fill_ms: 10_000,
+            verdict_bytes_max: 64 << 20,
             segment_bytes: 64 << 20,
         }
     }

@@ -34,6 +34,7 @@ use crate::relay_port::{Ask, LinkHandle, LinkWaker, RelayPort};
 use crate::status::{Phase, ServerStatus};
 
 mod admin;
+mod archive;
 mod jobs;
 mod owner;
 mod recovering;

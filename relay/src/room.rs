@@ -9,11 +9,13 @@
 //!   the socket. A socket that takes nothing is simply not polled: what it misses is bounded here.
 //! * Drop the sockets of [`Room::poll_abort`]: half-open ones never take their goodbye.
 //! * Every link that was connected is disconnected once, however it ends; that releases all that it held.
-//! * [`Room::handle_applied`] gets every run that the replica applies, in order, and [`Room::handle_restored`] each jump.
+//! * [`Room::handle_applied`] gets every run that the replica applies, in order, and [`Room::handle_restored`] each jump;
+//!   [`Room::handle_kept`] how far back the owner's log reaches, whenever that changes.
+//! * What the room asks its owner to read ([`RoomEvent::RunsWanted`], [`RoomEvent::PieceWanted`]) is always answered, if only with
+//!   nothing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Weak};
 
 use bytes::{Bytes, BytesMut};
 
@@ -22,21 +24,27 @@ use voter_mesh::replica::Applied;
 use voter_mesh::session::Sessions;
 
 use crate::feed::Feed;
-use crate::wire::{ClientFrame, Code, FeedMode, ServerEntry, ServerFrame, WireError};
+use crate::wire::{ClientFrame, Code, FeedMode, PartialState, ServerEntry, ServerFrame, WireError};
 
 mod admission;
+mod cold;
 mod limits;
 mod link;
 mod proposals;
 mod reads;
+mod shelf;
+mod states;
 mod transmit;
 
 pub use limits::RoomLimits;
 pub use link::LinkId;
+pub use states::{ClientState, STATE_PIECE_BYTES};
 pub use transmit::Transmit;
 
-use link::{Delivery, Links, List, NumberMap, Phase};
+use link::{Delivery, Links, List, NumberMap, Phase, Wanted};
 use reads::Reads;
+use shelf::Shelf;
+use states::States;
 
 /// What makes a room this server's.
 #[derive(Clone, Debug)]
@@ -55,19 +63,6 @@ pub struct RoomOptions {
     pub endpoints: Vec<ServerEntry>,
 }
 
-/// A state as clients get it: what the machine wrote, and where it stands.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ClientSnapshot {
-    /// The last entry in it: the end of a run.
-    pub index: LogIndex,
-    /// The chain after it.
-    pub chain: Chain,
-    /// SHA-256 of the bytes.
-    pub hash: [u8; 32],
-    /// The state.
-    pub bytes: Bytes,
-}
-
 /// What the owner of a room must do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RoomEvent {
@@ -77,8 +72,26 @@ pub enum RoomEvent {
     Read(ReadId),
     /// Nobody waits for this read any more.
     ReadCancelled(ReadId),
-    /// Write the present state out and answer with [`Room::handle_state`].
-    StateWanted,
+    /// Read the runs from the one that holds `from` on, about a mebibyte of them, and answer with [`Room::handle_runs`].
+    RunsWanted {
+        /// The first entry that a client needs.
+        from: LogIndex,
+    },
+    /// Have a state ready that stands at `least` or later, and answer with [`Room::handle_state`]. Best one at which all servers have
+    /// the same, because a client that loses its link then goes on elsewhere; best of all the one that `partial` is a part of.
+    StateWanted {
+        /// Behind this entry the feed can go on.
+        least: LogIndex,
+        /// What the client has of a state.
+        partial: Option<PartialState>,
+    },
+    /// Read [`STATE_PIECE_BYTES`] of the state that stands at `index`, from `offset` on, and answer with [`Room::handle_piece`].
+    PieceWanted {
+        /// The state.
+        index: LogIndex,
+        /// Where the piece begins.
+        offset: u64,
+    },
     /// Tell the leader which sessions came and went here. A session in both lists came and went, or just went: apply `attached` first.
     Activity {
         /// Sessions that have, or had, a link here since the last report.
@@ -113,6 +126,12 @@ pub struct Counters {
     pub reads_refused: u64,
     /// Snapshots begun.
     pub snapshots: u64,
+    /// Snapshots that went on where another link had ended.
+    pub snapshots_resumed: u64,
+    /// Chunks of old runs that were read.
+    pub chunks_read: u64,
+    /// Pieces of states that were read.
+    pub pieces_read: u64,
 }
 
 /// A link, for the operator.
@@ -129,6 +148,9 @@ pub struct LinkStatus {
     /// How far its learner said it has applied.
     pub acked: LogIndex,
 }
+
+/// No log below the ring.
+const NOTHING_KEPT: LogIndex = LogIndex(u64::MAX);
 
 /// All clients of one server. How to drive it: see the module.
 #[derive(Debug)]
@@ -156,9 +178,11 @@ pub struct Room {
     awaited: Option<LogIndex>,
     /// Waiting links may be able to go on.
     revisit: bool,
-    state: Option<Arc<ClientSnapshot>>,
-    states: Vec<Weak<ClientSnapshot>>,
-    state_asked: bool,
+    /// The first entry that the owner's log holds with its verdicts.
+    kept_first: LogIndex,
+    /// Chunks of runs that lie below the ring.
+    runs: Shelf<LogIndex, Feed>,
+    states: States,
     feed_next: Time,
     feed_due: Option<Time>,
     commit_next: Time,
@@ -175,6 +199,8 @@ impl Room {
     pub fn new(options: RoomOptions, tail: (LogIndex, Chain), now: Time) -> Self {
         Self {
             feed: Feed::new(options.limits.feed, tail.0, tail.1),
+            runs: Shelf::new(options.limits.runs_kept_max, options.limits.reading_max),
+            states: States::new(&options.limits),
             options,
             links: Links::default(),
             addresses: BTreeMap::new(),
@@ -191,9 +217,7 @@ impl Room {
             closing: None,
             awaited: None,
             revisit: false,
-            state: None,
-            states: Vec::new(),
-            state_asked: false,
+            kept_first: NOTHING_KEPT,
             feed_next: now,
             feed_due: None,
             commit_next: now,
@@ -262,7 +286,9 @@ impl Room {
             (_, ClientFrame::SessionOpen { secret }) => self.open_session(id, &secret, sessions, now),
             (_, ClientFrame::SessionAttach { nonce, previous }) => self.attach_session(id, nonce, previous, sessions, now),
             (_, ClientFrame::SessionClose) => self.close_session(id, now),
-            (_, ClientFrame::Resume { resume, feed, unanswered }) => self.resume(id, resume, feed, unanswered, sessions, now),
+            (_, ClientFrame::Resume { resume, feed, unanswered, partial }) => {
+                self.resume(id, feed, Wanted::Resume { resume, unanswered, partial }, sessions, now)
+            }
             (_, ClientFrame::ReadIndex { id: question }) => self.read(id, question, now),
             (_, ClientFrame::Fetch { from, to }) => self.fetch(id, from, to, now),
             (_, ClientFrame::Ack { applied }) => {
@@ -306,9 +332,11 @@ impl Room {
     }
 
     /// The replica has jumped to a snapshot: the feed begins anew behind `tail`. What was applied in between was never seen here, so
-    /// all that links wait for is answered from the table.
+    /// all that links wait for is answered from the table. What the log keeps is to be said again.
     pub fn handle_restored(&mut self, tail: (LogIndex, Chain), sessions: &Sessions, now: Time) {
         self.feed.reset(tail.0, tail.1);
+        self.kept_first = NOTHING_KEPT;
+        self.runs.clear();
         self.answer_all(sessions, now);
         self.tail_moved(now);
     }
@@ -381,14 +409,6 @@ impl Room {
         self.options.endpoints = endpoints;
     }
 
-    /// The state that [`RoomEvent::StateWanted`] asked for.
-    pub fn handle_state(&mut self, state: Arc<ClientSnapshot>, _now: Time) {
-        self.state_asked = false;
-        self.states.push(Arc::downgrade(&state));
-        self.state = Some(state);
-        self.revisit = true;
-    }
-
     /// The server shuts down: every link gets a `Close` with this code, and no new one is taken.
     pub fn handle_close(&mut self, code: Code, retry_after_ms: Option<u32>) {
         self.closing = Some((code, retry_after_ms));
@@ -407,6 +427,7 @@ impl Room {
             self.expire(id, now);
         }
         self.expire_reads(now);
+        self.states.expire(now);
         if self.feed_due.is_some_and(|due| due <= now) {
             self.wake_feed(now);
         }
@@ -429,6 +450,7 @@ impl Room {
             (revisit, "a waiting client may go on"),
             (self.links.next_timer(), "a link's deadline"),
             (self.reads.next_deadline(), "a read's deadline"),
+            (self.states.kept_until(), "a state that nobody came for"),
             (self.feed_due, "the gap between feed passes"),
             (self.commit_due, "the gap between commits to standbys"),
             (self.activity_due, "sessions came or went"),
@@ -445,6 +467,13 @@ impl Room {
         }
         if let Some(read) = self.reads.take() {
             return Some(RoomEvent::Read(read));
+        }
+        let lives = |link| self.links.contains(link);
+        if let Some(from) = self.runs.poll(lives) {
+            return Some(RoomEvent::RunsWanted { from });
+        }
+        if let Some((index, offset)) = self.states.pieces.poll(lives) {
+            return Some(RoomEvent::PieceWanted { index, offset });
         }
         self.events.pop_front()
     }

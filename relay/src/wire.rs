@@ -62,6 +62,17 @@ pub struct ResumePoint {
     pub chain: Chain,
 }
 
+/// What a client has of a state, on whatever link it came: pieces of the same state go on behind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PartialState {
+    /// The entry at which the state stands.
+    pub index: LogIndex,
+    /// SHA-256 of the whole state.
+    pub hash: [u8; 32],
+    /// How many of its first bytes are there.
+    pub bytes: u64,
+}
+
 /// The first frame of a client.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Hello {
@@ -86,6 +97,8 @@ pub struct Hello {
     pub feed: FeedMode,
     /// Its unanswered request ids: answered from the session table where that knows them. At most 256.
     pub unanswered: Vec<RequestId>,
+    /// The state of which it has received a part, if it needs one.
+    pub partial: Option<PartialState>,
 }
 
 /// One proposal.
@@ -141,6 +154,8 @@ pub enum ClientFrame {
         feed: FeedMode,
         /// Its unanswered ids.
         unanswered: Vec<RequestId>,
+        /// The state of which it has received a part.
+        partial: Option<PartialState>,
     },
     /// How far the learner has applied; for the operator's lag figures only.
     Ack {
@@ -272,7 +287,8 @@ pub struct WireReply {
     pub outcome: Outcome,
 }
 
-/// A piece of a snapshot. Pieces come in order; the last one has `offset + bytes.len() == total`.
+/// A piece of a snapshot. Pieces come in order, from the beginning or from where the client said that it stands; the last one has
+/// `offset + bytes.len() == total`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotChunk {
     /// The entry at which the state stands.

@@ -6,6 +6,7 @@ mod commands;
 mod ending;
 mod endpoints;
 mod failover;
+mod far_behind;
 mod harness;
 mod here;
 mod hostile;

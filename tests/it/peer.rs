@@ -25,6 +25,7 @@ pub fn hello(feed: FeedMode) -> Hello {
         resume: None,
         feed,
         unanswered: Vec::new(),
+        partial: None,
     }
 }
 

@@ -30,6 +30,7 @@ pub struct Proxy {
     address: SocketAddr,
     flow: watch::Sender<Flow>,
     lets_in: Arc<AtomicBool>,
+    reply_bytes_max: Arc<AtomicUsize>,
     standing: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
 }
@@ -47,7 +48,9 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (flow, flows) = watch::channel(Flow::Open);
         let lets_in = Arc::new(AtomicBool::new(true));
+        let reply_bytes_max = Arc::new(AtomicUsize::new(usize::MAX));
         let standing = Arc::new(AtomicUsize::new(0));
+        let bound = Arc::clone(&reply_bytes_max);
         let (door, count) = (Arc::clone(&lets_in), Arc::clone(&standing));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -56,15 +59,16 @@ impl Proxy {
                 let client = listener.accept().await.unwrap().0;
                 if door.load(Ordering::Relaxed) {
                     let (flow, count) = (flows.clone(), Arc::clone(&count));
+                    let bytes_max = bound.load(Ordering::Relaxed);
                     connections.spawn(async move {
                         count.fetch_add(1, Ordering::Relaxed);
-                        connection(client, target, flow).await;
+                        connection(client, target, flow, bytes_max).await;
                         count.fetch_sub(1, Ordering::Relaxed);
                     });
                 }
             }
         });
-        Self { address, flow, lets_in, standing, _tasks: tasks }
+        Self { address, flow, lets_in, reply_bytes_max, standing, _tasks: tasks }
     }
 
     /// Its own `HOST:PORT`.
@@ -89,6 +93,11 @@ impl Proxy {
         self.set(Flow::Open);
     }
 
+    /// Connections made from now on are cut when the server has said this much on them.
+    pub fn cut_after(&self, reply_bytes_max: Option<usize>) {
+        self.reply_bytes_max.store(reply_bytes_max.unwrap_or(usize::MAX), Ordering::Relaxed);
+    }
+
     /// Whether new connections get through, or are cut at once; those that stand go on.
     pub fn let_in(&self, lets_in: bool) {
         self.lets_in.store(lets_in, Ordering::Relaxed);
@@ -99,7 +108,7 @@ fn authority(url: &str) -> &str {
     url.strip_prefix("ws://").unwrap().split('/').next().unwrap()
 }
 
-async fn connection(client: TcpStream, target: SocketAddr, flow: watch::Receiver<Flow>) {
+async fn connection(client: TcpStream, target: SocketAddr, flow: watch::Receiver<Flow>, reply_bytes_max: usize) {
     let mut cuts = flow.clone();
     let cut = passes(&mut cuts, |flow| flow == Flow::Cut);
     let Ok(server) = TcpStream::connect(target).await else { return };
@@ -108,7 +117,7 @@ async fn connection(client: TcpStream, target: SocketAddr, flow: watch::Receiver
     // Whichever side ends first ends the other, as one broken connection would.
     tokio::select! {
         () = requests(from_client, to_server, flow.clone()) => {}
-        () = replies(from_server, to_client, flow.clone()) => {}
+        () = replies(from_server, to_client, flow.clone(), reply_bytes_max) => {}
         _ = cut => {}
     }
 }
@@ -129,7 +138,7 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: wat
 }
 
 /// Reads on while it holds back, so that it notices when the server ends.
-async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>) {
+async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>, mut bytes_left: usize) {
     let (mut buffer, mut held) = (vec![0; 16 << 10], Vec::new());
     loop {
         tokio::select! {
@@ -138,9 +147,11 @@ async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watc
                 _ => return,
             },
             open = passes(&mut flow, |flow| flow == Flow::Open), if !held.is_empty() => {
-                if !open || to.write_all(&held).await.is_err() {
+                held.truncate(bytes_left);
+                if !open || to.write_all(&held).await.is_err() || held.len() == bytes_left {
                     return;
                 }
+                bytes_left -= held.len();
                 held.clear();
             }
         }

@@ -167,14 +167,28 @@ impl Learner {
         each: &mut dyn FnMut(Committed),
     ) -> Result<(), LearnerError> {
         while !blocks.is_empty() {
-            let mut rest = blocks.clone();
-            let run = Run::split_from(&mut rest)?;
-            let last = run.header().last();
-            let verdicts = rest.get(..run.header().verdict_bytes()).ok_or(LearnerError::Verdicts { last })?;
-            self.apply_run(&run, verdicts, state, each)?;
-            rest.advance(run.header().verdict_bytes());
-            *blocks = rest;
+            self.apply_block(blocks, state, each)?;
         }
+        Ok(())
+    }
+
+    /// Applies the first block of a feed body, and takes it off: for whoever wants to know where each run ends.
+    ///
+    /// # Errors
+    /// [`LearnerError`]; `blocks` is unchanged.
+    pub fn apply_block(
+        &mut self,
+        blocks: &mut Bytes,
+        state: &mut dyn LearnerState,
+        each: &mut dyn FnMut(Committed),
+    ) -> Result<(), LearnerError> {
+        let mut rest = blocks.clone();
+        let run = Run::split_from(&mut rest)?;
+        let last = run.header().last();
+        let verdicts = rest.get(..run.header().verdict_bytes()).ok_or(LearnerError::Verdicts { last })?;
+        self.apply_run(&run, verdicts, state, each)?;
+        rest.advance(run.header().verdict_bytes());
+        *blocks = rest;
         Ok(())
     }
 

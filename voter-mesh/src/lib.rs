@@ -25,6 +25,6 @@ pub mod replica;
 pub mod run;
 pub mod session;
 pub mod snapshot;
-pub mod verdicts;
 #[cfg(test)]
 mod testing;
+pub mod verdicts;

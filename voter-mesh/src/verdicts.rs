@@ -9,6 +9,7 @@ use crate::ids::LogIndex;
 use crate::run::Verdicts;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;
 
 /// Verdict bits of a stretch of entries. Bit `index % 8` of byte `index / 8` belongs to the entry at `index`.
@@ -46,7 +47,7 @@ impl VerdictBook {
     /// Adds the verdicts of the `count` entries from `first` on. If they do not follow the last ones, the book begins anew with them.
     pub fn push(&mut self, first: LogIndex, count: u32, verdicts: &Verdicts) {
         if first != self.through.next() {
-            *self = Self::new(first.previous(), self.bytes_max);
+            self.restart(first.previous());
         }
         for offset in 0..u64::from(count) {
             self.push_bit(first.0 + offset, verdicts.get(offset as usize));
@@ -117,6 +118,11 @@ impl VerdictBook {
             }
         }
         Some(verdicts)
+    }
+
+    /// Covers nothing any more; the next entry is the one behind `after`.
+    pub fn restart(&mut self, after: LogIndex) {
+        *self = Self::new(after, self.bytes_max);
     }
 
     /// Forgets the entries below `first`.

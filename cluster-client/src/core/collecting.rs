@@ -1,7 +1,8 @@
-//! A snapshot that comes in pieces: in order, bounded, and believed only when its hash is right.
+//! A snapshot that comes in pieces: in order, bounded, and believed only when its hash is right. What came on a link that broke is
+//! kept: another server may go on with the same state where that one ended.
 
 use bytes::Bytes;
-use relay::wire::SnapshotChunk;
+use relay::wire::{PartialState, SnapshotChunk};
 use sha2::{Digest, Sha256};
 use voter_mesh::ids::{Chain, LogIndex};
 
@@ -25,6 +26,9 @@ pub(super) struct Collecting {
     hash: Sha256,
     /// Whether the bytes are needed, or only the place.
     keep: bool,
+    bytes_max: u64,
+    /// The next piece is the first one on its link: it may begin anew.
+    rejoins: bool,
 }
 
 impl Collecting {
@@ -33,11 +37,26 @@ impl Collecting {
         if keep && first.total > bytes_max {
             return Err(LinkError::SnapshotTooLarge(first.total));
         }
-        Ok(Self { first: first.clone(), state: Vec::new(), received: 0, hash: Sha256::new(), keep })
+        let first = SnapshotChunk { bytes: Bytes::new(), ..first.clone() };
+        Ok(Self { first, state: Vec::new(), received: 0, hash: Sha256::new(), keep, bytes_max, rejoins: false })
+    }
+
+    /// What is there of it, for a server that may have the rest.
+    pub(super) fn partial(&self) -> PartialState {
+        PartialState { index: self.first.index, hash: self.first.hash, bytes: self.received }
+    }
+
+    /// The next piece comes from another link, or behind another `Start`.
+    pub(super) fn rejoin(&mut self) {
+        self.rejoins = true;
     }
 
     /// Takes a piece in; the last one makes it whole.
     pub(super) fn take(&mut self, chunk: &SnapshotChunk) -> Result<Option<Snapshot>, LinkError> {
+        if std::mem::take(&mut self.rejoins) && chunk.offset == 0 {
+            // The server does not have this state, or not what came of it: what came is void.
+            *self = Self::begin(chunk, self.keep, self.bytes_max)?;
+        }
         let same = (chunk.index, chunk.chain, chunk.total, chunk.hash)
             == (self.first.index, self.first.chain, self.first.total, self.first.hash);
         let end = self.received.saturating_add(chunk.bytes.len() as u64);

@@ -51,7 +51,6 @@ impl<W: Waiters> Core<W> {
         let Some(link) = self.links.get_mut(&id) else { return };
         self.first = Some(id);
         self.ahead_since_us = None;
-        self.collecting = None;
         if link.mode != self.options.feed {
             link.mode = self.options.feed;
             link.feeding = false;
@@ -68,7 +67,6 @@ impl<W: Waiters> Core<W> {
     pub(super) fn unfollow(&mut self) {
         self.first = None;
         self.ahead_since_us = None;
-        self.collecting = None;
         self.window.to_send.clear();
     }
 

@@ -56,8 +56,6 @@ impl<W: Waiters> Core<W> {
             ServerFrame::Start(start) => {
                 if first {
                     self.check_start(start)?;
-                    // What came of a snapshot before it is void.
-                    self.collecting = None;
                     if let Some(link) = self.links.get_mut(&id) {
                         link.feeding = true;
                     }
@@ -174,6 +172,11 @@ impl<W: Waiters> Core<W> {
         let Some(identity) = self.identity else { return Ok(()) };
         if self.options.feed == FeedMode::Thin {
             return Ok(());
+        }
+        match (start, &mut self.collecting) {
+            (Start::Tail(_), collecting) => *collecting = None,
+            (Start::Snapshot(_), Some(collecting)) => collecting.rejoin(),
+            (Start::Snapshot(_), None) => {}
         }
         match (start, self.position) {
             (Start::Tail(next), Some((applied, _))) if next == applied.next() => {}

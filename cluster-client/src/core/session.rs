@@ -323,6 +323,7 @@ impl<W: Waiters> Core<W> {
         self.fail_reads_and_fetches();
         self.identity = None;
         self.position = None;
+        self.collecting = None;
         self.target = LogIndex::ZERO;
         self.events.push_back(Event::Reset);
     }

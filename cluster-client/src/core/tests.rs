@@ -536,7 +536,7 @@ fn a_client_that_is_too_far_behind_gets_a_snapshot_and_goes_on_from_there() {
     assert!(world.outcome(ticket).unwrap().repeat);
     assert_eq!(world.effects(&put("open")), 1);
     // What the snapshot stands for is not in the stream's reach.
-    assert!(matches!(world.client.history.step(LogIndex::FIRST, 0), Step::Fetch { .. }));
+    assert!(matches!(world.client.history.step(LogIndex::FIRST, 0, None), Step::Fetch { .. }));
     world.client.core.fetch(LogIndex::FIRST, LogIndex(10), 1);
     world.run_for(10);
     assert!(matches!(world.client.fetched[&1], Err(StreamError::Trimmed { first }) if first > LogIndex::FIRST));

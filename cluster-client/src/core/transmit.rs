@@ -3,6 +3,7 @@
 use relay::wire::{ClientFrame, FeedMode, Hello, PROTOCOL_VERSION, Proposal, ResumePoint, SessionSecret};
 use voter_mesh::ids::{RequestId, Time};
 
+use super::collecting::Collecting;
 use super::link::{LinkSession, Say};
 use super::window::Stage;
 use super::{ACK_MS, Core, LinkId, WINDOW_MAX, Waiters, ms};
@@ -42,7 +43,10 @@ impl<W: Waiters> Core<W> {
             Say::SessionOpen(secret) => ClientFrame::SessionOpen { secret: SessionSecret(secret) },
             Say::SessionAttach(attach) => ClientFrame::SessionAttach { nonce: attach.nonce, previous: attach.previous },
             Say::SessionClose => ClientFrame::SessionClose,
-            Say::Resume => ClientFrame::Resume { resume, feed: self.options.feed, unanswered: self.unanswered_ids() },
+            Say::Resume => {
+                let (feed, unanswered) = (self.options.feed, self.unanswered_ids());
+                ClientFrame::Resume { resume, feed, unanswered, partial: self.collecting.as_ref().map(Collecting::partial) }
+            }
             Say::ReadIndex(id) => ClientFrame::ReadIndex { id },
             Say::Fetch(from, to) => ClientFrame::Fetch { from, to },
             Say::Ping => ClientFrame::Ping { nonce: now.monotonic_us },
@@ -70,6 +74,7 @@ impl<W: Waiters> Core<W> {
             resume: resume.filter(|_| !probe),
             feed: mode,
             unanswered,
+            partial: self.collecting.as_ref().filter(|_| mode == FeedMode::Full && !probe).map(Collecting::partial),
         }
     }
 

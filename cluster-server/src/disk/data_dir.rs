@@ -75,6 +75,7 @@ impl DataDir {
         };
         files::create_directory(&*files, &path.join("log"))?;
         files::create_directory(&*files, &path.join("snapshots"))?;
+        files::create_directory(&*files, &path.join("verdicts"))?;
         let node = read_node(&*files, &path.join("node"))?;
         let directory = node.as_ref().map_or(mint, |node| node.directory);
         Ok(Self { files, path, node, directory, _lock: lock })
@@ -125,6 +126,10 @@ impl DataDir {
 
     pub(super) fn snapshots_path(&self) -> PathBuf {
         self.path.join("snapshots")
+    }
+
+    pub(super) fn verdicts_path(&self) -> PathBuf {
+        self.path.join("verdicts")
     }
 }
 

@@ -164,7 +164,7 @@ impl Log {
         let header = SegmentHeader { kind: SegmentKind::Restarts, identity, id, sequence: 1, before: begin };
         let (active, mark) = make_segment(&*files, &directory, &header, mark, options.segment_bytes, None)?;
         let extent = Extent::new(Arc::clone(&active.file), active.path.clone(), begin);
-        let shared = Shared::new(Index { extents: [extent].into(), durable: begin.run, ..Index::default() });
+        let shared = Shared::new(Index { extents: [extent].into(), durable: begin.run, durable_entry: begin.last, ..Index::default() });
         Ok(Self::opened((files, directory), (identity, id), options, mark, begin, active, Vec::new(), shared))
     }
 
@@ -300,7 +300,7 @@ impl Log {
         // Only now is it confirmed; the next mark says so.
         self.mark = Mark { synced_through: self.done.run, ..mark };
         self.unsynced = false;
-        self.shared.lock().durable = self.done.run;
+        self.shared.lock().confirm(&self.done);
         Ok(())
     }
 
@@ -376,7 +376,7 @@ impl Log {
             self.new_segment(SegmentKind::Continues, self.done, bytes)?;
         }
         if let Some(extent) = self.shared.lock().extents.back_mut() {
-            extent.push(run.header().run, run.bytes().len());
+            extent.push(run.header());
         }
         self.active.next += bytes;
         self.pending.push(run.bytes().clone());
@@ -439,7 +439,7 @@ impl Log {
             }
         }
         index.extents.push_back(Extent::new(Arc::clone(&self.active.file), self.active.path.clone(), before));
-        index.durable = before.run;
+        index.confirm(&before);
         Ok(())
     }
 

@@ -4,12 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
-use voter_mesh::ids::RunIndex;
+use voter_mesh::ids::{LogIndex, RunIndex};
 use voter_mesh::run::{Run, RunError, RunHeader};
 
 use super::file_system::DiskFile;
 use super::files;
-use super::index::{Shared, seek};
+use super::index::{Shared, seek, seek_entry};
 
 /// Bytes that one read asks the file for.
 const READ_BYTES: usize = 256 << 10;
@@ -75,6 +75,35 @@ impl LogReader {
             next = runs.last().map_or(first, |run| run.header().run.next());
         }
         Ok(runs)
+    }
+
+    /// The first entry that the log holds.
+    #[must_use]
+    pub fn first_entry(&self) -> LogIndex {
+        self.shared.lock().before_first().map_or(LogIndex::FIRST, |before| before.last.next())
+    }
+
+    /// The runs from the one that holds the entry at `from` on, as [`LogReader::read`] gives them; none while that entry is not
+    /// durable here.
+    ///
+    /// # Errors
+    /// As [`LogReader::read`].
+    pub fn read_entries(&self, from: LogIndex, bytes_max: usize) -> Result<Vec<Run>, ReadError> {
+        let (file, at, run) = {
+            let index = self.shared.lock();
+            if let Some(before) = index.before_first().filter(|before| from <= before.last) {
+                return Err(ReadError::Trimmed { first: before.run.next() });
+            }
+            let holder = index.extents.partition_point(|extent| extent.before.last < from).checked_sub(1);
+            match holder.and_then(|holder| index.extents.get(holder)) {
+                Some(extent) if from <= index.durable_entry => {
+                    (Arc::clone(&extent.file), extent.at_or_before_entry(from), extent.before.run.next())
+                }
+                _ => return Ok(Vec::new()),
+            }
+        };
+        let (header, _) = seek_entry(&*file, at, from).map_err(|source| ReadError::Io { run, source })?;
+        self.read(header.run, RunIndex(u64::MAX), bytes_max)
     }
 
     /// Keeps the runs from `from` on until the pin is dropped; `None` if some of them are gone already.

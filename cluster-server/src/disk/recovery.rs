@@ -217,7 +217,9 @@ impl LogLook {
             files::remove(&*files, &path)?;
         }
         let Walked { tail, begin, at_snapshot, extents, .. } = walked;
-        let shared = Shared::new(Index { extents: extents.into(), begin: Some(begin), durable: tail.run, ..Index::default() });
+        let mut index = Index { extents: extents.into(), begin: Some(begin), ..Index::default() };
+        index.confirm(&tail);
+        let shared = Shared::new(index);
         let spares = spares.into_iter().map(|path| Spare { path, was_written: true }).collect();
         let mut log = Log::opened((files, directory), (identity, id), options, mark, tail, active, spares, shared);
         if let Some(snapshot) = snapshot.filter(|_| !at_snapshot) {

@@ -117,6 +117,12 @@ impl SnapshotStore {
         self.kept().metas.first().cloned()
     }
 
+    /// The whole snapshots, oldest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<SnapshotMeta> {
+        self.kept().metas.clone()
+    }
+
     /// Writes a snapshot and returns its meta with both hashes. It blocks for as long as the disk takes; use a thread for it.
     ///
     /// # Errors

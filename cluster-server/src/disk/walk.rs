@@ -200,7 +200,7 @@ impl<'a> Walk<'a> {
                 }
                 match step(&self.at, &self.identity, &mut bytes) {
                     Step::Run(run) => {
-                        extent.push(run.header().run, run.bytes().len());
+                        extent.push(run.header());
                         self.pass(&run);
                     }
                     Step::More if at_end_of_file => return Ok(Some(true)),
@@ -224,16 +224,16 @@ impl<'a> Walk<'a> {
                     at += offset as u64;
                     let far = FarSide::Run { header, bytes: at - begin };
                     self.damaged(extent.path.clone(), begin, Arc::clone(&extent.file), Some(far));
-                    extent.skip_to(header.run, at);
+                    extent.skip_to(&header, at);
                     let end = (self.walked.extents.len(), begin);
                     match self.snapshot {
                         Some(snapshot) if !self.walked.at_snapshot && snapshot.continues(&header) => {
                             self.go_on_behind(snapshot, end);
-                            extent.push(header.run, run.bytes().len());
+                            extent.push(&header);
                             self.pass(&run);
                         }
                         _ => {
-                            extent.push(header.run, run.bytes().len());
+                            extent.push(&header);
                             self.go_on_behind(header.tail(), end);
                         }
                     }

@@ -1,16 +1,14 @@
-//! What takes too long for the server's own thread: writing snapshots, images for clients, reading old runs, sending snapshots.
+//! What takes too long for the server's own thread: writing snapshots, reading old runs, sending snapshots.
 //! Each runs elsewhere, one of a kind at a time, and hands its result back to the pump.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use relay::room::ClientSnapshot;
 use tracing::{info, warn};
 use voter_mesh::ids::{RaftId, RunIndex, Seat, Term, Time};
 use voter_mesh::replica::{Replica, ReplicaImage};
-use voter_mesh::snapshot::{Hashing, SnapshotMeta};
+use voter_mesh::snapshot::SnapshotMeta;
 
 use super::running::Running;
 use super::{Node, NodeError, NodeOptions, Stage, panic_text};
@@ -29,8 +27,13 @@ impl Running {
         }
         self.taking = Some(false);
         let (image, store, node) = (self.replica.image(), Arc::clone(&self.snapshots), Rc::clone(node));
+        let verdicts = self.archive.unsaved(image.meta.tail.last);
         tokio::task::spawn_local(async move {
-            let written = tokio::task::spawn_blocking(move || write(&store, image)).await;
+            let written = tokio::task::spawn_blocking(move || {
+                verdicts.write()?;
+                write(&store, image)
+            });
+            let written = written.await;
             let result = match written {
                 Ok(result) => result.map_err(|error| error.to_string()),
                 Err(panic) => Err(panic_text(panic.into_panic().as_ref())),
@@ -44,6 +47,7 @@ impl Running {
         match result {
             Ok(meta) => {
                 info!(run = %meta.tail.run, index = %meta.tail.last, "snapshot taken");
+                self.archive.saved(meta.tail.last);
                 self.voter.handle_snapshot_taken(meta.clone(), now);
                 // Only what two durable snapshots cover goes, and of that the newest part stays for followers that lag.
                 let keep = self.snapshots.oldest().map_or(meta.tail.run, |oldest| oldest.tail.run);
@@ -54,25 +58,6 @@ impl Running {
         if again {
             self.take_snapshot(node);
         }
-    }
-
-    /// Writes the state for clients whose place in the feed is gone.
-    pub(super) fn image_for_clients(&mut self, node: &Rc<Node>) {
-        if std::mem::replace(&mut self.imaging, true) {
-            return;
-        }
-        let (image, node) = (self.replica.image(), Rc::clone(node));
-        tokio::task::spawn_local(async move {
-            let state = tokio::task::spawn_blocking(move || client_state(image)).await;
-            node.with_running(|running, _, now| {
-                running.imaging = false;
-                match state {
-                    Ok(Ok(state)) => running.room.handle_state(Arc::new(state), now),
-                    Ok(Err(error)) => warn!(%error, "state for clients not written"),
-                    Err(_) => warn!("state for clients not written: the machine panicked"),
-                }
-            });
-        });
     }
 
     /// Reads old runs for a follower that lags behind the runs in memory.
@@ -127,6 +112,8 @@ impl Running {
         info!(run = %tail.run, index = %tail.last, "replica restored from a leader's snapshot");
         self.room.handle_restored((tail.last, tail.chain), self.replica.sessions(), now);
         self.voter.handle_applied(tail.run, now);
+        self.archive.restart(tail.last);
+        self.runs_trimmed();
         Ok(())
     }
 }
@@ -142,15 +129,6 @@ pub(super) fn restore(store: &SnapshotStore, meta: &SnapshotMeta, options: &Node
 pub(super) fn write(store: &SnapshotStore, image: ReplicaImage) -> Result<SnapshotMeta, DiskError> {
     let ReplicaImage { meta, machine, sessions } = image;
     store.write(meta, |to| machine.write(to), |to| sessions.write(to))
-}
-
-fn client_state(image: ReplicaImage) -> std::io::Result<ClientSnapshot> {
-    let tail = image.meta.tail;
-    let mut bytes = Vec::new();
-    let mut hashing = Hashing::new(&mut bytes);
-    image.machine.write(&mut hashing)?;
-    let hash = hashing.finish();
-    Ok(ClientSnapshot { index: tail.last, chain: tail.chain, hash, bytes: Bytes::from(bytes) })
 }
 
 impl Node {

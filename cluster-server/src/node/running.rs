@@ -19,6 +19,7 @@ use voter_mesh::session::liveness::Liveness;
 use voter_mesh::session::{EndPayload, EndReason, SessionEvent};
 
 use super::admin::AdminAsk;
+use super::archive::Archive;
 use super::{Node, NodeError};
 use crate::disk::{Batch, LogEvent, LogReader, LogWriter, SnapshotStore, SubmitRefused};
 use crate::mesh::{Link, MeshMessage};
@@ -65,8 +66,8 @@ pub(super) struct Running {
     pub(super) term: Term,
     /// A snapshot is being written; and whether another was asked for since.
     pub(super) taking: Option<bool>,
-    /// A state for clients is being written.
-    pub(super) imaging: bool,
+    /// What clients are served from the disk.
+    pub(super) archive: Archive,
     /// The configuration has changed since the owner last looked.
     pub(super) configured: bool,
     /// A report of sessions was lost.
@@ -81,12 +82,12 @@ impl Running {
         (voter, replica, room): (Voter, Replica, Room),
         (log, written): (LogWriter, WrittenSlot),
         reader: LogReader,
-        snapshots: Arc<SnapshotStore>,
+        (snapshots, archive): (Arc<SnapshotStore>, Archive),
         session_ttl_ms: u64,
         now: Time,
     ) -> Self {
         let liveness_every_ms = liveness_every_ms(session_ttl_ms);
-        Self {
+        let mut running = Self {
             voter,
             replica,
             room,
@@ -109,11 +110,13 @@ impl Running {
             leader: None,
             term: Term::ZERO,
             taking: None,
-            imaging: false,
+            archive,
             configured: true,
             report_again: false,
             damage: Vec::new(),
-        }
+        };
+        running.say_kept();
+        running
     }
 
     /// Drains every core until none has anything left, or a turn's worth was applied.
@@ -158,7 +161,10 @@ impl Running {
         for event in said {
             match event {
                 LogEvent::Written { number } => self.voter.handle_written(Ok(Written { number }), now),
-                LogEvent::Trimmed { first, term_before } => self.voter.handle_trimmed(first, term_before),
+                LogEvent::Trimmed { first, term_before } => {
+                    self.voter.handle_trimmed(first, term_before);
+                    self.runs_trimmed();
+                }
                 LogEvent::Full { why } => {
                     warn!(%why, "no room for the log: waiting for some");
                     node.count("disk_full");
@@ -181,6 +187,7 @@ impl Running {
     }
 
     fn drain_room(&mut self, node: &Rc<Node>, links: &BTreeMap<Seat, Link>, now: Time) -> bool {
+        self.archive.prune();
         let mut progress = false;
         if let Some(entries) = self.stash.take() {
             self.propose(entries, now);
@@ -199,7 +206,9 @@ impl Running {
                     self.voter.cancel_read(read);
                     self.waiting_reads.retain(|(_, waiting)| *waiting != read);
                 }
-                RoomEvent::StateWanted => self.image_for_clients(node),
+                RoomEvent::RunsWanted { from } => self.runs_for_clients(from, node),
+                RoomEvent::StateWanted { least, partial } => self.state_for_clients(least, partial, node, now),
+                RoomEvent::PieceWanted { index, offset } => self.piece_for_clients(index, offset, node, now),
                 RoomEvent::Activity { attached, detached } => self.report(attached, detached, links, now),
             }
         }
@@ -300,6 +309,8 @@ impl Running {
                     }
                 }
             }
+            // Before a snapshot is taken that covers them.
+            self.archive.verdicts.push(run.header().first, run.header().count, &applied.verdicts);
             if applied.snapshot_due {
                 // Here and not a run later: all servers hash at the same index.
                 self.take_snapshot(node);

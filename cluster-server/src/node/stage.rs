@@ -20,10 +20,13 @@ use voter_mesh::replica::Replica;
 use voter_mesh::run::Run;
 use voter_mesh::snapshot::SnapshotMeta;
 
+use super::archive::Archive;
 use super::recovering::{Damaged, Fill, Membership, Read, Recovering};
 use super::running::{Running, liveness_every_ms};
 use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, jobs, random_u64};
-use crate::disk::{DataDir, DiskError, Log, LogOptions, LogRecovered, LogWriter, NodeRecord, SnapshotStore, WriterLimits};
+use crate::disk::{
+    DataDir, DiskError, Log, LogOptions, LogRecovered, LogWriter, NodeRecord, SnapshotStore, StateFiles, VerdictStore, WriterLimits,
+};
 use crate::mesh::MeshMessage;
 
 /// How often a newcomer asks the formed servers that it is linked to.
@@ -148,6 +151,7 @@ pub(super) struct Opened {
     /// The runs above the snapshot.
     recent: Vec<Run>,
     replica: Replica,
+    archive: Archive,
     room: Room,
     /// What is damaged and shown until the log is whole.
     alert: Vec<String>,
@@ -198,10 +202,13 @@ pub(super) fn read(
         }
         result => result?,
     };
+    let (files, verdicts) = VerdictStore::open(data, identity, replica.tail().last, options.limits.verdict_bytes_max)?;
+    let mut archive = Archive::new(files, verdicts, StateFiles::new(data));
     let mut room = Room::new(room_options(options, id, identity), (replica.tail().last, replica.tail().chain), now);
     // What is known to be committed is applied at once; the rest when a leader says so.
     for run in recent.iter().take_while(|run| run.header().run <= look.recovered().commit) {
         let applied = replica.apply(run).map_err(|error| NodeError::Fatal(error.to_string()))?;
+        archive.verdicts.push(run.header().first, run.header().count, &applied.verdicts);
         room.handle_applied(&applied, now);
     }
     let configuration = replica.configuration();
@@ -269,12 +276,12 @@ pub(super) fn read(
         %id, index = %replica.tail().last, run = %replica.tail().run, tail = %recovered.tail.run, term = %recovered.term,
         ms = started.elapsed().as_millis() as u64, "recovered"
     );
-    Ok(Read::Opened(Box::new(Opened { snapshots, newest, log, recovered, recent, replica, room, alert })))
+    Ok(Read::Opened(Box::new(Opened { snapshots, newest, log, recovered, recent, replica, archive, room, alert })))
 }
 
 /// Begins the replica that was read.
 pub(super) fn begin(node: &Node, opened: Opened, membership: &Membership, now: Time) -> Result<Running, NodeError> {
-    let Opened { snapshots, newest, log, recovered, recent, replica, room, alert } = opened;
+    let Opened { snapshots, newest, log, recovered, recent, replica, archive, room, alert } = opened;
     let (options, &Membership { id, identity, .. }) = (&node.options, membership);
     match recovered.verdict {
         Verdict::Clean | Verdict::Torn => {}
@@ -320,7 +327,7 @@ pub(super) fn begin(node: &Node, opened: Opened, membership: &Membership, now: T
         wake.notify_one();
     })?;
     let session_ttl_ms = options.session_ttl.as_millis() as u64;
-    let mut running = Running::new((voter, replica, room), (log, written), reader, snapshots, session_ttl_ms, now);
+    let mut running = Running::new((voter, replica, room), (log, written), reader, (snapshots, archive), session_ttl_ms, now);
     running.damage = alert;
     Ok(running)
 }

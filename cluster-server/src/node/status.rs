@@ -110,6 +110,9 @@ impl Node {
         count("reads".into(), counters.reads);
         count("reads_refused".into(), counters.reads_refused);
         count("client_snapshots".into(), counters.snapshots);
+        count("client_snapshots_resumed".into(), counters.snapshots_resumed);
+        count("client_chunks_read".into(), counters.chunks_read);
+        count("client_pieces_read".into(), counters.pieces_read);
         for (code, value) in &counters.refused {
             count(format!("refused_{code:?}"), *value);
         }

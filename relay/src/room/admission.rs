@@ -1,24 +1,32 @@
-//! Who is let in, where its feed begins, and what happens when it must wait: for this server to come as far as the client is, or for
-//! a state to be written out. Admission costs no log entry; a disconnect takes everything back.
+//! Who is let in, where its feed begins, and what happens when it must wait: for this server to come as far as the client is, for old
+//! runs to be read, or for a state to be written out. Admission costs no log entry; a disconnect takes everything back.
 
-use std::sync::{Arc, Weak};
-
-use voter_mesh::ids::{LogIndex, RequestId, SessionId, Time};
+use voter_mesh::ids::{LogIndex, SessionId, Time};
 use voter_mesh::session::{SessionProofResult, Sessions};
 
 use crate::feed::ChainAt;
-use crate::wire::{Admit, Code, FeedMode, Hello, ResumePoint, ServerFrame, SessionStatus, Start};
+use crate::wire::{Admit, Code, FeedMode, Hello, PartialState, ResumePoint, ServerFrame, SessionStatus, Start};
 
+use super::Room;
+use super::cold::PlaceAt;
 use super::link::{Delivery, LinkId, LinkSession, List, Pending, Phase, Wanted};
-use super::{ClientSnapshot, Room, RoomEvent};
 
 /// Where a learner's delivery begins.
 enum Begin {
     /// Here.
     Now(Start, Delivery),
-    /// Not before this entry is applied.
+    /// Not before this is there.
+    Later(Awaited),
+}
+
+/// What a learner's delivery waits for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// This entry is applied.
     Applied(LogIndex),
-    /// Not before there is a state.
+    /// The runs from this entry on are read from the log.
+    Runs(LogIndex),
+    /// There is a state.
     State,
 }
 
@@ -63,15 +71,7 @@ impl Room {
     }
 
     /// A live link changes what it receives.
-    pub(super) fn resume(
-        &mut self,
-        id: LinkId,
-        resume: Option<ResumePoint>,
-        feed: FeedMode,
-        unanswered: Vec<RequestId>,
-        sessions: &Sessions,
-        now: Time,
-    ) -> Result<(), Code> {
+    pub(super) fn resume(&mut self, id: LinkId, feed: FeedMode, what: Wanted, sessions: &Sessions, now: Time) -> Result<(), Code> {
         if !self.may_ask(id, now) {
             return self.close(id, Code::Overloaded, Some(self.options.limits.retry_after_ms), now);
         }
@@ -80,14 +80,15 @@ impl Room {
         link.delivery = Delivery::Nothing;
         link.pending = None;
         link.mode = feed;
-        self.go_on(id, Pending { what: Wanted::Resume { resume, unanswered }, until: None }, sessions, now)
+        self.go_on(id, Pending { what, until: None }, sessions, now)
     }
 
-    /// The ring has moved past a link's cursor: it needs a snapshot, for which it waits like any other.
+    /// What comes next for a link's cursor is not kept any more: it needs a snapshot, for which it waits like any other.
     pub(super) fn catch_up(&mut self, id: LinkId) {
         if let Some(link) = self.links.get(id) {
             link.delivery = Delivery::Nothing;
-            link.pending = Some(Box::new(Pending { what: Wanted::CatchUp, until: None }));
+            let what = Wanted::CatchUp { partial: None, asked: false };
+            link.pending = Some(Box::new(Pending { what, until: None }));
             self.links.enlist(List::Waiting, id);
             self.revisit = true;
         }
@@ -103,9 +104,6 @@ impl Room {
                 let _ = self.go_on(id, *pending, sessions, now);
             }
         }
-        // Whoever needed the state has it now; the next one gets a newer one unless this one is still being sent.
-        self.state = None;
-        self.states.retain(|state| state.strong_count() > 0);
     }
 
     /// Does what is pending, or lets it wait.
@@ -118,7 +116,7 @@ impl Room {
                     let ahead = LogIndex(proof.session.0.max(proof.opening.map_or(0, |opening| opening.0)));
                     status = match sessions.prove(proof.session, &proof.secret.0) {
                         SessionProofResult::WrongSecret => return self.close(id, Code::Auth, None, now),
-                        _ if ahead > tail => return self.wait(id, pending, Some(ahead), now),
+                        _ if ahead > tail => return self.wait(id, pending, Awaited::Applied(ahead), now),
                         SessionProofResult::Proven(opening) => SessionStatus::Attached(opening),
                         SessionProofResult::Unknown => SessionStatus::Expired,
                     };
@@ -126,80 +124,89 @@ impl Room {
                 (hello.feed, hello.resume)
             }
             Wanted::Resume { resume, .. } => (self.links.get(id).map_or(FeedMode::Thin, |link| link.mode), *resume),
-            Wanted::CatchUp => (FeedMode::Full, None),
+            Wanted::CatchUp { .. } => (FeedMode::Full, None),
         };
-        let begin = match self.begin(mode, resume, matches!(pending.what, Wanted::CatchUp), now) {
-            Ok(begin) => begin,
-            Err(code) => return self.close(id, code, None, now),
+        let begin = match (&pending.what, self.begin(mode, resume)) {
+            (Wanted::CatchUp { partial, asked }, _) => self.begin_in_state(*partial, *asked, now),
+            (_, Err(code)) => return self.close(id, code, None, now),
+            (Wanted::Hello(hello), Ok(Begin::Later(Awaited::State))) => self.begin_in_state(hello.partial, false, now),
+            (Wanted::Resume { partial, .. }, Ok(Begin::Later(Awaited::State))) => self.begin_in_state(*partial, false, now),
+            (_, Ok(begin)) => begin,
         };
-        match begin {
-            Begin::Applied(index) => self.wait(id, pending, Some(index), now),
-            Begin::State if matches!(pending.what, Wanted::CatchUp) => {
-                self.want_state();
-                self.wait(id, pending, None, now)
+        match (begin, pending.what) {
+            (Begin::Now(start, delivery), what) => self.deliver(id, what, start, delivery, status, sessions, now),
+            (Begin::Later(Awaited::State), Wanted::CatchUp { partial, asked }) => {
+                self.want_state(partial.filter(|_| !asked));
+                let what = Wanted::CatchUp { partial, asked: true };
+                self.wait(id, Pending { what, ..pending }, Awaited::State, now)
             }
             // It is let in at once, with the least that the snapshot will stand at; its own `Start` says where.
-            Begin::State => {
-                let at_least = Start::Snapshot(self.feed.first().previous());
-                self.deliver(id, pending.what, at_least, Delivery::Nothing, status, sessions, now)?;
-                self.go_on(id, Pending { what: Wanted::CatchUp, until: None }, sessions, now)
+            (Begin::Later(Awaited::State), what) => {
+                let partial = match &what {
+                    Wanted::Hello(hello) => hello.partial,
+                    Wanted::Resume { partial, .. } | Wanted::CatchUp { partial, .. } => *partial,
+                };
+                let at_least = Start::Snapshot(self.first().previous());
+                self.deliver(id, what, at_least, Delivery::Nothing, status, sessions, now)?;
+                self.go_on(id, Pending { what: Wanted::CatchUp { partial, asked: false }, until: None }, sessions, now)
             }
-            Begin::Now(start, delivery) => self.deliver(id, pending.what, start, delivery, status, sessions, now),
+            (Begin::Later(awaited), what) => self.wait(id, Pending { what, ..pending }, awaited, now),
         }
     }
 
     /// Where a learner that stands at `resume` begins, and with what.
-    fn begin(&mut self, mode: FeedMode, resume: Option<ResumePoint>, snapshot_only: bool, now: Time) -> Result<Begin, Code> {
+    fn begin(&mut self, mode: FeedMode, resume: Option<ResumePoint>) -> Result<Begin, Code> {
         let tail = self.feed.tail().0;
-        let known = resume.map(|point| (point, self.feed.chain_at(point.applied)));
-        if mode != FeedMode::Thin
-            && let Some((point, at)) = known
-        {
-            match at {
-                ChainAt::Known(chain) if chain != point.chain => return Err(Code::Diverged),
-                ChainAt::Inside => return Err(Code::Diverged),
-                _ => {}
-            }
+        if mode == FeedMode::Thin {
+            return Ok(Begin::Now(Start::Tail(tail.next()), Delivery::Nothing));
         }
-        match (mode, known) {
-            (FeedMode::Thin, _) => Ok(Begin::Now(Start::Tail(tail.next()), Delivery::Nothing)),
-            (FeedMode::Standby, _) => Ok(Begin::Now(Start::Tail(tail.next()), Delivery::Commit { sent: tail })),
-            (FeedMode::Full, Some((point, ChainAt::Above))) => Ok(Begin::Applied(point.applied)),
-            (FeedMode::Full, Some((point, ChainAt::Known(_)))) => Ok(Begin::tail(point.applied.next())),
-            (FeedMode::Full, None) if self.feed.first() == LogIndex::FIRST && !snapshot_only => Ok(Begin::tail(LogIndex::FIRST)),
-            (FeedMode::Full, _) => Ok(self.usable_state().map_or(Begin::State, |state| {
-                let start = Start::Snapshot(state.index);
-                Begin::Now(start, Delivery::Snapshot { state, offset: 0, progress: now })
-            })),
+        let place = resume.map(|point| (point, self.place_at(point.applied)));
+        match &place {
+            Some((point, PlaceAt::Seen(ChainAt::Known(chain)))) if *chain != point.chain => return Err(Code::Diverged),
+            Some((_, PlaceAt::Seen(ChainAt::Inside))) => return Err(Code::Diverged),
+            _ => {}
         }
+        if mode == FeedMode::Standby {
+            return Ok(Begin::Now(Start::Tail(tail.next()), Delivery::Commit { sent: tail }));
+        }
+        Ok(match place {
+            Some((point, PlaceAt::Seen(ChainAt::Above))) => Begin::Later(Awaited::Applied(point.applied)),
+            Some((point, PlaceAt::Seen(ChainAt::Known(_)))) => Begin::tail(point.applied.next()),
+            Some((point, PlaceAt::Unread)) => Begin::Later(Awaited::Runs(point.applied.next())),
+            None if self.feed.first() == LogIndex::FIRST => Begin::tail(LogIndex::FIRST),
+            Some((_, PlaceAt::Seen(_))) | None => Begin::Later(Awaited::State),
+        })
     }
 
-    /// A state at hand behind which the feed can go on.
-    fn usable_state(&self) -> Option<Arc<ClientSnapshot>> {
-        let at_hand = self.state.iter().cloned().chain(self.states.iter().rev().filter_map(Weak::upgrade));
-        at_hand.into_iter().find(|state| state.index.next() >= self.feed.first())
-    }
-
-    fn want_state(&mut self) {
-        self.states.retain(|state| state.strong_count() > 0);
-        if !self.state_asked && self.states.len() < self.options.limits.states_max {
-            self.state_asked = true;
-            self.events.push_back(RoomEvent::StateWanted);
+    /// Where a learner begins that needs a state: best the one that it has a part of, if that does not have to be waited for any more.
+    fn begin_in_state(&mut self, partial: Option<PartialState>, asked: bool, now: Time) -> Begin {
+        match self.usable_state(partial, asked, now) {
+            Some((state, offset)) => Begin::Now(Start::Snapshot(state.index), Delivery::Snapshot { state, offset, progress: now }),
+            None => Begin::Later(Awaited::State),
         }
     }
 
-    /// Lets a link wait for `applied`, or for a state where that is `None`.
-    fn wait(&mut self, id: LinkId, mut pending: Pending, applied: Option<LogIndex>, now: Time) -> Result<(), Code> {
+    /// Lets a link wait.
+    fn wait(&mut self, id: LinkId, mut pending: Pending, awaited: Awaited, now: Time) -> Result<(), Code> {
         let limits = &self.options.limits;
-        let patience_ms = if applied.is_none() { limits.state_ms } else { limits.behind_ms };
-        pending.until.get_or_insert(now.plus_ms(patience_ms));
-        if let Some(applied) = applied {
-            self.awaited = Some(self.awaited.map_or(applied, |awaited| awaited.min(applied)));
-        }
+        let (patience_ms, late) = match awaited {
+            Awaited::Applied(_) => (limits.behind_ms, Code::Behind),
+            Awaited::Runs(_) => (limits.runs_ms, Code::Overloaded),
+            Awaited::State => (limits.state_ms, Code::Overloaded),
+        };
+        pending.until.get_or_insert((now.plus_ms(patience_ms), late));
         if let Some(link) = self.links.get(id) {
             link.pending = Some(Box::new(pending));
         }
-        self.links.enlist(List::Waiting, id);
+        match awaited {
+            Awaited::Applied(index) => self.awaited = Some(self.awaited.map_or(index, |awaited| awaited.min(index))),
+            // It is called by whoever reads them, and looked at by nobody before.
+            Awaited::Runs(from) => self.want_runs(from, id),
+            Awaited::State => {}
+        }
+        if !matches!(awaited, Awaited::Runs(_)) {
+            self.links.enlist(List::Waiting, id);
+        }
         self.arm(id);
         Ok(())
     }
@@ -215,7 +222,10 @@ impl Room {
         sessions: &Sessions,
         now: Time,
     ) -> Result<(), Code> {
-        self.counters.snapshots += u64::from(matches!(delivery, Delivery::Snapshot { .. }));
+        if let Delivery::Snapshot { offset, .. } = &delivery {
+            self.counters.snapshots += 1;
+            self.counters.snapshots_resumed += u64::from(*offset > 0);
+        }
         let Some(link) = self.links.get(id) else { return Ok(()) };
         link.delivery = delivery;
         let (frame, unanswered) = match what {
@@ -229,7 +239,7 @@ impl Room {
                 (ServerFrame::Admit(self.admit(start, status)), hello.unanswered)
             }
             Wanted::Resume { unanswered, .. } => (ServerFrame::Start(start), unanswered),
-            Wanted::CatchUp => (ServerFrame::Start(start), Vec::new()),
+            Wanted::CatchUp { .. } => (ServerFrame::Start(start), Vec::new()),
         };
         self.send(id, &frame, now)?;
         self.arm(id);
@@ -298,7 +308,7 @@ impl Room {
     pub(super) fn arm(&mut self, id: LinkId) {
         let limits = self.options.limits;
         let Some(link) = self.links.get(id) else { return };
-        let pending = link.pending.as_ref().and_then(|pending| pending.until);
+        let pending = link.pending.as_ref().and_then(|pending| Some(pending.until?.0));
         let phase = match link.phase {
             Phase::Handshaking(until) if pending.is_none() => Some(until),
             Phase::Live => Some(link.heard.plus_ms(2 * limits.ping_ms)),
@@ -319,9 +329,7 @@ impl Room {
         let overdue = |at: Time| at <= now;
         let end = match (&link.pending, link.phase, &link.delivery) {
             (_, Phase::Closing(_), _) => return self.aborts.push_back(id),
-            (Some(pending), ..) if pending.until.is_some_and(overdue) => {
-                Some(if matches!(pending.what, Wanted::CatchUp) { Code::Overloaded } else { Code::Behind })
-            }
+            (Some(pending), ..) if pending.until.is_some_and(|(until, _)| overdue(until)) => pending.until.map(|(_, late)| late),
             (None, Phase::Handshaking(until), _) if overdue(until) => Some(Code::Timeout),
             (_, Phase::Live, _) if overdue(link.heard.plus_ms(2 * limits.ping_ms)) => Some(Code::Timeout),
             (_, _, Delivery::Snapshot { progress, .. }) if overdue(progress.plus_ms(limits.snapshot_stall_ms)) => {

@@ -20,11 +20,24 @@ pub struct RoomLimits {
     pub handshake_ms: u64,
     /// How long a client whose position lies ahead of this server waits for it to come up. Default 500 ms; then `Behind`.
     pub behind_ms: u64,
+    /// How long a client whose place is below the ring waits for the runs behind it to be read. Default 3 s, within what clients
+    /// give a handshake; then `Overloaded`.
+    pub runs_ms: u64,
+    /// Chunks of old runs that are kept for the clients that come to the same place next. Default 16 of about 1 MiB.
+    pub runs_kept_max: usize,
+    /// Reads of old runs, and of states, under way at once: of each so many. Default 2, so that clients that are behind leave the disk
+    /// and the threads to what is new.
+    pub reading_max: usize,
     /// How long a client waits for a snapshot's state to be written out. Default 10 s; then `Overloaded`.
     pub state_ms: u64,
-    /// States in transfer at once: each holds its bytes until the slowest of its readers has it. Default 4; a client for which none
-    /// of them will do waits as for a state.
+    /// States in transfer at once: each holds its bytes on the disk until the slowest of its readers has it. Default 4; a client for
+    /// which none of them will do waits as for a state.
     pub states_max: usize,
+    /// How long a state is kept, after it was last begun, for the next client that needs one. Default 10 s.
+    pub state_keep_ms: u64,
+    /// Pieces of states that are kept in memory for the clients that come to the same place next. Default 32 of
+    /// [`STATE_PIECE_BYTES`](super::STATE_PIECE_BYTES).
+    pub pieces_kept_max: usize,
     /// A snapshot of which a client takes nothing for this long is given up, with its link. Default 60 s.
     pub snapshot_stall_ms: u64,
     /// Silence after which a client pings; after twice as much its link is closed. Default 10 s.
@@ -64,8 +77,13 @@ impl Default for RoomLimits {
             message_bytes_max: 1 << 20,
             handshake_ms: 5_000,
             behind_ms: 500,
+            runs_ms: 3_000,
+            runs_kept_max: 16,
+            reading_max: 2,
             state_ms: 10_000,
             states_max: 4,
+            state_keep_ms: 10_000,
+            pieces_kept_max: 32,
             snapshot_stall_ms: 60_000,
             ping_ms: 10_000,
             goodbye_ms: 2_000,

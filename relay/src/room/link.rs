@@ -9,9 +9,9 @@ use bytes::Bytes;
 
 use voter_mesh::ids::{LogIndex, Opening, RequestId, SessionId, Time};
 
-use crate::wire::{Code, FeedMode, Hello, ResumePoint, WINDOW_MAX, WireReply};
+use crate::wire::{Code, FeedMode, Hello, PartialState, ResumePoint, WINDOW_MAX, WireReply};
 
-use super::ClientSnapshot;
+use super::ClientState;
 
 /// A link, named by the room's owner; never used again for another one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -53,12 +53,12 @@ pub(super) enum Phase {
     Closing(Code),
 }
 
-/// What waits for this server to come up, or for a state.
+/// What waits for this server to come up, for old runs to be read, or for a state.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) what: Wanted,
-    /// When it is given up; set once it turns out that it must wait.
-    pub(super) until: Option<Time>,
+    /// When it is given up, and what the client is told then; set once it turns out that it must wait.
+    pub(super) until: Option<(Time, Code)>,
 }
 
 /// What a client asked for when it must wait.
@@ -68,9 +68,15 @@ pub(super) enum Wanted {
     Resume {
         resume: Option<ResumePoint>,
         unanswered: Vec<RequestId>,
+        partial: Option<PartialState>,
     },
-    /// A snapshot: the ring does not reach back to where it stands.
-    CatchUp,
+    /// A snapshot: neither ring nor log reach back to where it stands.
+    CatchUp {
+        /// What it has of one.
+        partial: Option<PartialState>,
+        /// That one was asked for: if it did not come, another will do.
+        asked: bool,
+    },
 }
 
 /// What goes to a link besides control frames and replies.
@@ -83,7 +89,7 @@ pub(super) enum Delivery {
     /// The feed, from this entry.
     Feed { cursor: LogIndex },
     /// A snapshot, from this byte; then the feed.
-    Snapshot { state: Arc<ClientSnapshot>, offset: usize, progress: Time },
+    Snapshot { state: Arc<ClientState>, offset: u64, progress: Time },
 }
 
 /// The session that a link speaks for.
@@ -233,6 +239,10 @@ impl Links {
 
     pub(super) fn get(&mut self, id: LinkId) -> Option<&mut Link> {
         self.map.get_mut(&id).map(Box::as_mut)
+    }
+
+    pub(super) fn contains(&self, id: LinkId) -> bool {
+        self.map.contains_key(&id)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -7,6 +7,7 @@ use voter_mesh::ids::*;
 use voter_mesh::outcome::Outcome;
 
 mod admission;
+mod cold;
 mod following;
 mod proposing;
 mod world;

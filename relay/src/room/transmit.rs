@@ -1,14 +1,17 @@
 //! What a link is sent, and in which order: control frames, then outcomes, then answers to fetches, then its snapshot or its feed.
 //! Outcomes and the feed up to them leave in one write, unless the client is far behind.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use voter_mesh::ids::{LogIndex, Time};
 
-use crate::wire::{REPLIES_MAX, SNAPSHOT_CHUNK_BYTES_MAX, ServerFrame, SnapshotChunk, WireReply, encode_replies, kind};
+use crate::wire::{REPLIES_MAX, ServerFrame, WireReply, encode_replies, kind};
 
+use super::Room;
+use super::cold::Framed;
 use super::link::{Delivery, Link, LinkId, List, Phase};
-use super::{ClientSnapshot, Room};
 
 /// Whether a link has more to be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,24 +67,34 @@ impl Room {
             if out.full() {
                 return true;
             }
-            match self.feed.frame_at(kind::RUNS, *from, *to) {
-                Err(behind) => {
-                    link.fetches.pop_front();
-                    out.push(ServerFrame::Trimmed { first: behind.first }.encode());
-                }
-                Ok(Some((message, next))) => {
-                    *from = next;
-                    if next > *to {
+            let (start, last) = (*from, *to);
+            let framed = self.frame_at(kind::RUNS, start, last);
+            let Some(link) = self.links.get(id) else { return false };
+            let message = match framed {
+                Framed::Message(message, next) => {
+                    if next > last {
                         link.fetches.pop_front();
+                    } else if let Some((from, _)) = link.fetches.front_mut() {
+                        *from = next;
                     }
-                    out.push(message);
+                    message
+                }
+                // It must not hold up the feed.
+                Framed::Unread => {
+                    self.want_runs(start, id);
+                    return false;
+                }
+                Framed::Gone => {
+                    link.fetches.pop_front();
+                    ServerFrame::Trimmed { first: self.first() }.encode()
                 }
                 // This server has not come as far: an answer without blocks says so.
-                Ok(None) => {
+                Framed::End => {
                     link.fetches.pop_front();
-                    out.push(ServerFrame::Runs(Bytes::new()).encode());
+                    ServerFrame::Runs(Bytes::new()).encode()
                 }
-            }
+            };
+            out.push(message);
         }
         false
     }
@@ -89,33 +102,47 @@ impl Room {
     /// Sends from the link's snapshot or feed; whether there is more.
     fn put_delivery(&mut self, id: LinkId, out: &mut Out<'_>, now: Time) -> bool {
         let Some(link) = self.links.get(id) else { return false };
-        if let Delivery::Snapshot { state, offset, progress } = &mut link.delivery {
+        if let Delivery::Snapshot { state, offset, .. } = &link.delivery {
+            let (state, mut at) = (Arc::clone(state), *offset);
             loop {
                 if out.full() {
                     return true;
                 }
-                *progress = now;
-                *offset = put_chunk(state, *offset, out);
-                if *offset >= state.bytes.len() {
+                let Some((message, next)) = self.state_chunk(&state, at, id) else { return false };
+                out.push(message);
+                at = next;
+                let Some(link) = self.links.get(id) else { return false };
+                if at >= state.bytes {
+                    link.delivery = Delivery::Feed { cursor: state.index.next() };
                     break;
                 }
+                if let Delivery::Snapshot { offset, progress, .. } = &mut link.delivery {
+                    (*offset, *progress) = (at, now);
+                }
             }
-            link.delivery = Delivery::Feed { cursor: state.index.next() };
         }
+        let Some(link) = self.links.get(id) else { return false };
         match &mut link.delivery {
             Delivery::Feed { cursor } => {
-                let all = LogIndex(u64::MAX);
-                while *cursor <= self.feed.tail().0 {
+                let mut at = *cursor;
+                while at <= self.feed.tail().0 {
                     if out.full() {
                         return true;
                     }
-                    match self.feed.frame_at(kind::FEED, *cursor, all) {
-                        Ok(Some((message, next))) => {
-                            *cursor = next;
+                    match self.frame_at(kind::FEED, at, LogIndex(u64::MAX)) {
+                        Framed::Message(message, next) => {
+                            at = next;
+                            if let Some(link) = self.links.get(id) {
+                                link.delivery = Delivery::Feed { cursor: at };
+                            }
                             out.push(message);
                         }
-                        Ok(None) => break,
-                        Err(_) => {
+                        Framed::End => break,
+                        Framed::Unread => {
+                            self.want_runs(at, id);
+                            return false;
+                        }
+                        Framed::Gone => {
                             self.catch_up(id);
                             return false;
                         }
@@ -173,19 +200,4 @@ fn put_queued(link: &mut Link, out: &mut Out<'_>, message_bytes_max: usize) {
     if link.outbox.is_empty() && link.outbox.capacity() > 8 {
         link.outbox = std::collections::VecDeque::new();
     }
-}
-
-/// One piece of a snapshot; where the next one begins. An empty state is one empty piece.
-fn put_chunk(state: &ClientSnapshot, offset: usize, out: &mut Out<'_>) -> usize {
-    let end = state.bytes.len().min(offset + SNAPSHOT_CHUNK_BYTES_MAX);
-    let chunk = SnapshotChunk {
-        index: state.index,
-        chain: state.chain,
-        offset: offset as u64,
-        total: state.bytes.len() as u64,
-        hash: state.hash,
-        bytes: state.bytes.slice(offset..end),
-    };
-    out.push(ServerFrame::Snapshot(chunk).encode());
-    end
 }

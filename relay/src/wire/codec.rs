@@ -14,8 +14,8 @@ use voter_mesh::outcome::Outcome;
 
 use super::cbor::{self, HEAD_BYTES_MAX, Reader};
 use super::{
-    Admit, ClientFrame, Code, FeedMode, Hello, PROTOCOL_VERSION, Proposal, ResumePoint, ServerEntry, ServerFrame, SessionProof,
-    SessionSecret, SessionStatus, SnapshotChunk, Start, WireLimits, WireReply,
+    Admit, ClientFrame, Code, FeedMode, Hello, PROTOCOL_VERSION, PartialState, Proposal, ResumePoint, ServerEntry, ServerFrame,
+    SessionProof, SessionSecret, SessionStatus, SnapshotChunk, Start, WireLimits, WireReply,
 };
 
 /// Request ids that may be open in a session at once, and so ids or proposals in one frame.
@@ -238,6 +238,25 @@ impl ResumePoint {
     }
 }
 
+impl PartialState {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
+        reader.tuple(3)?;
+        Ok(Self { index: LogIndex(reader.uint()?), hash: reader.fixed()?, bytes: reader.uint()? })
+    }
+
+    fn put(self, to: &mut BytesMut) {
+        cbor::put_array(to, 3);
+        cbor::put_uint(to, self.index.0);
+        cbor::put_bytes(to, &self.hash);
+        cbor::put_uint(to, self.bytes);
+    }
+
+    /// The last field of a frame of `fields`: one that has nothing to say leaves it out.
+    fn read_last(reader: &mut Reader<'_>, last: bool) -> Result<Option<Self>, WireError> {
+        if last { reader.option(Self::read) } else { Ok(None) }
+    }
+}
+
 impl SessionProof {
     fn read(reader: &mut Reader<'_>) -> Result<Self, WireError> {
         reader.tuple(3)?;
@@ -294,7 +313,7 @@ impl Hello {
         if version != u64::from(PROTOCOL_VERSION) {
             return Err(WireError::Version(version));
         }
-        if fields != 10 {
+        if !(10..=11).contains(&fields) {
             return Err(WireError::Range);
         }
         Ok(Self {
@@ -308,11 +327,12 @@ impl Hello {
             resume: reader.option(ResumePoint::read)?,
             feed: FeedMode::read(reader)?,
             unanswered: read_ids(reader)?,
+            partial: PartialState::read_last(reader, fields == 11)?,
         })
     }
 
     fn put(&self, to: &mut BytesMut) {
-        cbor::put_array(to, 10);
+        cbor::put_array(to, 10 + usize::from(self.partial.is_some()));
         cbor::put_uint(to, u64::from(self.version));
         cbor::put_option(to, self.cluster, |to, cluster| cbor::put_bytes(to, &cluster.0));
         cbor::put_option(to, self.epoch, |to, epoch| cbor::put_uint(to, u64::from(epoch.0)));
@@ -323,6 +343,9 @@ impl Hello {
         cbor::put_option(to, self.resume, |to, resume| resume.put(to));
         self.feed.put(to);
         put_ids(to, &self.unanswered);
+        if let Some(partial) = self.partial {
+            partial.put(to);
+        }
     }
 }
 
@@ -533,12 +556,15 @@ impl ClientFrame {
                 to.put_u8(kind::FETCH);
                 put_numbers(&mut to, &[from.0, last.0]);
             }
-            Self::Resume { resume, feed, unanswered } => {
+            Self::Resume { resume, feed, unanswered, partial } => {
                 to.put_u8(kind::RESUME);
-                cbor::put_array(&mut to, 3);
+                cbor::put_array(&mut to, 3 + usize::from(partial.is_some()));
                 cbor::put_option(&mut to, *resume, |to, resume| resume.put(to));
                 feed.put(&mut to);
                 put_ids(&mut to, unanswered);
+                if let Some(partial) = partial {
+                    partial.put(&mut to);
+                }
             }
             Self::Ack { applied } => {
                 to.put_u8(kind::ACK);
@@ -583,11 +609,15 @@ impl ClientFrame {
                 Self::Fetch { from: LogIndex(reader.uint()?), to: LogIndex(reader.uint()?) }
             }
             kind::RESUME => {
-                reader.tuple(3)?;
+                let fields = reader.array()?;
+                if !(3..=4).contains(&fields) {
+                    return Err(WireError::Range);
+                }
                 Self::Resume {
                     resume: reader.option(ResumePoint::read)?,
                     feed: FeedMode::read(reader)?,
                     unanswered: read_ids(reader)?,
+                    partial: PartialState::read_last(reader, fields == 4)?,
                 }
             }
             kind::ACK => {

@@ -115,20 +115,28 @@ fn proof() -> impl Strategy<Value = Option<SessionProof>> {
     }))
 }
 
+fn partial() -> impl Strategy<Value = Option<PartialState>> {
+    let state = (index(), any::<[u8; 32]>(), number());
+    prop::option::of(state.prop_map(|(index, hash, bytes)| PartialState { index, hash, bytes }))
+}
+
 fn hello() -> impl Strategy<Value = Hello> {
     let identity = (prop::option::of(any::<[u8; 16]>()), prop::option::of(any::<u32>()), "[a-z]{0,20}", bytes(40));
-    let learner = (prop::option::of(machine()), proof(), resume(), feed(), ids());
-    (identity, learner).prop_map(|((cluster, epoch, room, auth), (state_machine, session, resume, feed, unanswered))| Hello {
-        version: PROTOCOL_VERSION,
-        cluster: cluster.map(ClusterId),
-        epoch: epoch.map(Epoch),
-        room,
-        auth: auth.to_vec(),
-        state_machine,
-        session,
-        resume,
-        feed,
-        unanswered,
+    let learner = (prop::option::of(machine()), proof(), resume(), feed(), ids(), partial());
+    (identity, learner).prop_map(|((cluster, epoch, room, auth), (state_machine, session, resume, feed, unanswered, partial))| {
+        Hello {
+            version: PROTOCOL_VERSION,
+            cluster: cluster.map(ClusterId),
+            epoch: epoch.map(Epoch),
+            room,
+            auth: auth.to_vec(),
+            state_machine,
+            session,
+            resume,
+            feed,
+            unanswered,
+            partial,
+        }
     })
 }
 
@@ -143,7 +151,12 @@ fn client_frame() -> impl Strategy<Value = ClientFrame> {
         prop::collection::vec(proposal, 0..40).prop_map(ClientFrame::Propose),
         number().prop_map(|id| ClientFrame::ReadIndex { id }),
         (index(), index()).prop_map(|(from, to)| ClientFrame::Fetch { from, to }),
-        (resume(), feed(), ids()).prop_map(|(resume, feed, unanswered)| ClientFrame::Resume { resume, feed, unanswered }),
+        (resume(), feed(), ids(), partial()).prop_map(|(resume, feed, unanswered, partial)| ClientFrame::Resume {
+            resume,
+            feed,
+            unanswered,
+            partial
+        }),
         index().prop_map(|applied| ClientFrame::Ack { applied }),
         number().prop_map(|nonce| ClientFrame::Ping { nonce }),
     ]

@@ -5,9 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use relay::room::{ClientSnapshot, LinkId as RoomLink, Room, RoomEvent, RoomLimits, RoomOptions, Transmit};
+use relay::room::{ClientState, LinkId as RoomLink, Room, RoomEvent, RoomLimits, RoomOptions, STATE_PIECE_BYTES, Transmit};
 use relay::wire::{Code, FeedMode, ServerFrame};
-use sha2::{Digest, Sha256};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::entry::EntryKind;
 use voter_mesh::ids::{Chain, ClusterId, Epoch, Identity, LogIndex, RaftId, ReadId, RoomId, Seat, Term, Time, TimeMs};
@@ -48,6 +47,8 @@ pub(super) struct Server {
     pub(super) lags: bool,
     /// Runs that it has applied.
     applied: usize,
+    /// States that clients may read, by index.
+    states: BTreeMap<LogIndex, Bytes>,
     inbox: VecDeque<(RoomLink, Bytes)>,
 }
 
@@ -87,7 +88,7 @@ impl Cluster {
             };
             let tail = (replica.tail().last, replica.tail().chain);
             let room = Room::new(options, tail, Time::default());
-            Server { room, replica, health: Health::Up, lags: false, applied: 0, inbox: VecDeque::new() }
+            Server { room, replica, health: Health::Up, lags: false, applied: 0, states: BTreeMap::new(), inbox: VecDeque::new() }
         };
         Self {
             identity,
@@ -129,15 +130,21 @@ impl Cluster {
                 match event {
                     RoomEvent::Propose(entries) => self.parked.push(entries),
                     RoomEvent::Read(read) => self.reads.push((number, read)),
-                    RoomEvent::StateWanted => {
+                    RoomEvent::StateWanted { .. } => {
                         let image = server.replica.image();
                         let (mut bytes, mut sessions) = (Vec::new(), Vec::new());
                         let meta = image.write(&mut bytes, &mut sessions).unwrap();
-                        let hash = Sha256::digest(&bytes).into();
                         let (index, chain) = (meta.tail.last, meta.tail.chain);
-                        let state = ClientSnapshot { index, chain, hash, bytes: bytes.into() };
-                        server.room.handle_state(Arc::new(state), now);
+                        let state = ClientState { index, chain, hash: meta.state_hash, bytes: bytes.len() as u64 };
+                        server.states.insert(index, bytes.into());
+                        server.room.handle_state(Some(Arc::new(state)), now);
                     }
+                    RoomEvent::PieceWanted { index, offset } => {
+                        let bytes = &server.states[&index];
+                        let end = bytes.len().min(offset as usize + STATE_PIECE_BYTES);
+                        server.room.handle_piece(index, offset, Some(bytes.slice(offset as usize..end)), now);
+                    }
+                    RoomEvent::RunsWanted { from } => server.room.handle_runs(from, Vec::new(), now),
                     RoomEvent::ReadCancelled(_) | RoomEvent::Activity { .. } => {}
                 }
                 moved = true;

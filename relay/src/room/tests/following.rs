@@ -107,31 +107,32 @@ fn a_learner_below_the_ring_gets_a_snapshot_and_goes_on_behind_it() {
     // The ring has moved past its cursor: it waits for a state.
     assert_eq!(world.hear(slow), []);
     world.settle();
-    assert_eq!(world.states_wanted, 1);
+    assert_eq!(world.states_wanted.len(), 1);
     // While the state was written the log went on, further than the ring reaches back: asked again.
-    let old = world.state();
+    let old = world.client_state();
     write(&mut world, writer, 100..200);
-    world.room.handle_state(old, world.now);
+    world.room.handle_state(Some(old), world.now);
     world.settle();
-    assert_eq!((world.hear(slow), world.states_wanted), (vec![], 2));
-    let state = world.state();
-    world.room.handle_state(state.clone(), world.now);
+    assert_eq!((world.hear(slow), world.states_wanted.len()), (vec![], 2));
+    let state = world.client_state();
+    world.room.handle_state(Some(state.clone()), world.now);
     write(&mut world, writer, 200..203);
-    let heard = world.hear(slow);
+    let heard = world.hear_all(slow);
     assert_eq!(heard[0], ServerFrame::Start(Start::Snapshot(state.index)));
     follower.follow(&heard);
     follower.assert_equals(&world);
 
-    // An empty newcomer is told at admission; nobody sends the last state any more, so it gets a new one.
+    // An empty newcomer is told at admission; the last state is not kept any more, so it gets a new one.
     drop(state);
+    world.pass_ms(10_000);
     let (fresh, heard) = world.join(2, hello(FeedMode::Full));
     let least = world.room.feed().first().previous();
     assert!(matches!(&heard[..], [ServerFrame::Admit(admit)] if admit.start == Start::Snapshot(least)));
-    assert_eq!(world.states_wanted, 3);
-    let state = world.state();
-    world.room.handle_state(state.clone(), world.now);
+    assert_eq!(world.states_wanted.len(), 3);
+    let state = world.client_state();
+    world.room.handle_state(Some(state.clone()), world.now);
     world.settle();
-    let heard = world.hear(fresh);
+    let heard = world.hear_all(fresh);
     assert_eq!(heard[0], ServerFrame::Start(Start::Snapshot(state.index)));
     let mut follower = Follower::new();
     follower.follow(&heard);
@@ -144,10 +145,11 @@ fn a_large_state_travels_in_pieces_and_is_shared_by_those_who_wait() {
     let writer = writer(&mut world);
     write(&mut world, writer, 1..100);
     let links = [1, 2].map(|link| world.join(link, hello(FeedMode::Full)).0);
-    assert_eq!(world.states_wanted, 1);
+    assert_eq!(world.states_wanted.len(), 1);
     let bytes: Vec<u8> = (0..150_000_u32).map(|byte| byte as u8).collect();
-    let state = ClientSnapshot { bytes: bytes.clone().into(), ..(*world.state()).clone() };
-    world.room.handle_state(Arc::new(state), world.now);
+    let tail = *world.replica.tail();
+    let state = world.state_of(tail.last, tail.chain, bytes.clone().into());
+    world.room.handle_state(Some(state), world.now);
     world.settle();
     for link in links {
         let (mut got, mut polls) = (Vec::new(), 0);
@@ -160,7 +162,8 @@ fn a_large_state_travels_in_pieces_and_is_shared_by_those_who_wait() {
                     got.extend_from_slice(&chunk.bytes);
                 }
             }
-            if transmit == Transmit::Idle {
+            world.settle();
+            if transmit == Transmit::Idle && got.len() == bytes.len() {
                 break;
             }
         }
@@ -179,8 +182,9 @@ fn a_state_that_does_not_come_ends_the_wait_and_a_stalled_transfer_ends_the_link
     world.pass_ms(10_000);
     assert!(matches!(&world.hear(link)[..], [ServerFrame::Close { code: Code::Overloaded, retry_after_ms: Some(_), .. }]));
     let (link, _) = world.join(2, hello(FeedMode::Full));
-    let state = ClientSnapshot { bytes: vec![0; 1 << 20].into(), ..(*world.state()).clone() };
-    world.room.handle_state(Arc::new(state), world.now);
+    let tail = *world.replica.tail();
+    let state = world.state_of(tail.last, tail.chain, vec![0; 1 << 20].into());
+    world.room.handle_state(Some(state), world.now);
     world.settle();
     world.poll(link, 1);
     world.poll(link, 1);
@@ -198,9 +202,9 @@ fn a_resume_takes_the_place_of_what_the_link_waited_for() {
     let writer = writer(&mut world);
     write(&mut world, writer, 1..100);
     let (link, _) = world.join(1, hello(FeedMode::Full));
-    world.say(link, ClientFrame::Resume { resume: None, feed: FeedMode::Thin, unanswered: vec![] }).unwrap();
-    let state = world.state();
-    world.room.handle_state(state, world.now);
+    world.say(link, ClientFrame::Resume { resume: None, feed: FeedMode::Thin, unanswered: vec![], partial: None }).unwrap();
+    let state = world.client_state();
+    world.room.handle_state(Some(state), world.now);
     world.pass_ms(11_000);
     assert!(matches!(&world.hear(link)[..], [ServerFrame::Start(Start::Tail(_))]));
 }
@@ -241,8 +245,12 @@ fn a_standby_hears_how_far_the_log_is_at_most_every_100_ms_and_takes_over_with_r
     // The first link dies: request 2 was never heard of, request 3 never arrived.
     follower.follow(&world.hear(full)[..1]);
     world.room.handle_disconnected(full, world.now);
-    let resume =
-        ClientFrame::Resume { resume: Some(follower.point()), feed: FeedMode::Full, unanswered: vec![RequestId(2), RequestId(3)] };
+    let resume = ClientFrame::Resume {
+        resume: Some(follower.point()),
+        feed: FeedMode::Full,
+        unanswered: vec![RequestId(2), RequestId(3)],
+        partial: None,
+    };
     world.say(standby, resume).unwrap();
     world.propose(standby, vec![proposal(3, b"c")]);
     let heard = world.hear(standby);
@@ -265,8 +273,12 @@ fn a_resume_that_is_ahead_waits_while_the_link_lives_on() {
     let mut ahead = World::new();
     ahead.noop();
     let point = ResumePoint { applied: LogIndex(1), chain: ahead.replica.tail().chain };
-    let resume =
-        |applied| ClientFrame::Resume { resume: Some(ResumePoint { applied, ..point }), feed: FeedMode::Full, unanswered: vec![] };
+    let resume = |applied| ClientFrame::Resume {
+        resume: Some(ResumePoint { applied, ..point }),
+        feed: FeedMode::Full,
+        unanswered: vec![],
+        partial: None,
+    };
     world.say(link, resume(LogIndex(1))).unwrap();
     world.say(link, ClientFrame::Ping { nonce: 4 }).unwrap();
     assert_eq!(world.hear(link), [ServerFrame::Pong { nonce: 4 }]);
@@ -295,11 +307,11 @@ fn a_restored_server_begins_its_feed_anew_and_loses_no_learner() {
     world.pass_ms(200);
     assert_eq!(world.hear(link), []);
     world.settle();
-    let state = world.state();
-    world.room.handle_state(state, world.now);
+    let state = world.client_state();
+    world.room.handle_state(Some(state), world.now);
     world.settle();
     world.noop();
-    follower.follow(&world.hear(link));
+    follower.follow(&world.hear_all(link));
     follower.assert_equals(&world);
     assert!(matches!(&world.hear(standby)[..], [ServerFrame::Commit { .. }]));
 }

@@ -1,5 +1,6 @@
 //! A room over a real replica that stands for the whole cluster: what is proposed commits at once, unless the story holds it back.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use voter_mesh::ids::*;
 use voter_mesh::learner::{Learner, LearnerState};
 use voter_mesh::machine::{Machine, MachineFactory, Position, log};
 use voter_mesh::replica::{Applied, Replica, ReplicaLimits};
-use voter_mesh::run::Run;
+use voter_mesh::run::{Run, Verdicts};
+use voter_mesh::snapshot::SnapshotMeta;
 
 use crate::room::*;
 use crate::wire::*;
@@ -28,7 +30,17 @@ pub(super) struct World {
     pub(super) held: Option<Vec<Bytes>>,
     pub(super) reads: Vec<ReadId>,
     pub(super) cancelled: Vec<ReadId>,
-    pub(super) states_wanted: usize,
+    /// The least index and the part that each was wanted for.
+    pub(super) states_wanted: Vec<(LogIndex, Option<PartialState>)>,
+    /// The states that can be read, by index.
+    pub(super) states: BTreeMap<LogIndex, Bytes>,
+    /// Everything applied: the log on disk, which is read in chunks of so many runs.
+    pub(super) log: Vec<(Run, Verdicts)>,
+    pub(super) chunk_runs: usize,
+    /// Entries from which on reads of the log were asked for.
+    pub(super) runs_wanted: Vec<LogIndex>,
+    /// The disk does not answer.
+    pub(super) disk_stalls: bool,
     pub(super) activity: Vec<(Vec<SessionId>, Vec<SessionId>)>,
     pub(super) woken: Vec<LinkId>,
 }
@@ -61,6 +73,7 @@ pub(super) fn hello(feed: FeedMode) -> Hello {
         resume: None,
         feed,
         unanswered: Vec::new(),
+        partial: None,
     }
 }
 
@@ -85,7 +98,12 @@ impl World {
             held: None,
             reads: Vec::new(),
             cancelled: Vec::new(),
-            states_wanted: 0,
+            states_wanted: Vec::new(),
+            states: BTreeMap::new(),
+            log: Vec::new(),
+            chunk_runs: 10,
+            runs_wanted: Vec::new(),
+            disk_stalls: false,
             activity: Vec::new(),
             woken: Vec::new(),
         }
@@ -94,7 +112,9 @@ impl World {
     /// Commits laid-out entries as one run, on the replica only.
     pub(super) fn commit(&mut self, entries: &[u8]) -> Applied {
         let run = Run::seal(self.replica.tail(), self.term, self.now.unix_ms, IDENTITY.epoch, IDENTITY.room, &[entries]).unwrap();
-        self.replica.apply(&run).unwrap()
+        let applied = self.replica.apply(&run).unwrap();
+        self.log.push((run, applied.verdicts.clone()));
+        applied
     }
 
     /// Commits laid-out entries, and the room sees it.
@@ -128,7 +148,15 @@ impl World {
                     },
                     RoomEvent::Read(read) => self.reads.push(read),
                     RoomEvent::ReadCancelled(read) => self.cancelled.push(read),
-                    RoomEvent::StateWanted => self.states_wanted += 1,
+                    RoomEvent::StateWanted { least, partial } => self.states_wanted.push((least, partial)),
+                    RoomEvent::PieceWanted { .. } if self.disk_stalls => {}
+                    RoomEvent::PieceWanted { index, offset } => self.read_piece(index, offset),
+                    RoomEvent::RunsWanted { from } => {
+                        self.runs_wanted.push(from);
+                        if !self.disk_stalls {
+                            self.read_runs(from);
+                        }
+                    }
                     RoomEvent::Activity { attached, detached } => self.activity.push((attached, detached)),
                 }
             }
@@ -215,12 +243,56 @@ impl World {
         }
     }
 
-    /// The replica's state as clients get it.
-    pub(super) fn state(&self) -> Arc<ClientSnapshot> {
-        let image = self.replica.image();
+    /// Everything that a link has to be told now and after all that it makes the owner read.
+    pub(super) fn hear_all(&mut self, link: LinkId) -> Vec<ServerFrame> {
+        let mut all = Vec::new();
+        loop {
+            all.extend(self.hear(link));
+            self.settle();
+            if !self.woken.contains(&link) {
+                return all;
+            }
+        }
+    }
+
+    /// The disk answers with a chunk of the log.
+    pub(super) fn read_runs(&mut self, from: LogIndex) {
+        let at = self.log.partition_point(|(run, _)| run.header().last() < from);
+        let runs = self.log.iter().skip(at).take(self.chunk_runs).cloned().collect();
+        self.room.handle_runs(from, runs, self.now);
+    }
+
+    pub(super) fn read_piece(&mut self, index: LogIndex, offset: u64) {
+        let offset_bytes = offset as usize;
+        let piece =
+            self.states.get(&index).map(|bytes| bytes.slice(offset_bytes..bytes.len().min(offset_bytes + STATE_PIECE_BYTES)));
+        self.room.handle_piece(index, offset, piece, self.now);
+    }
+
+    /// The replica's state written out.
+    pub(super) fn state(&self) -> (SnapshotMeta, Bytes) {
         let mut bytes = Vec::new();
-        let meta = image.write(&mut bytes, &mut Vec::new()).unwrap();
-        Arc::new(ClientSnapshot { index: meta.tail.last, chain: meta.tail.chain, hash: meta.state_hash, bytes: bytes.into() })
+        let meta = self.replica.image().write(&mut bytes, &mut Vec::new()).unwrap();
+        (meta, bytes.into())
+    }
+
+    /// The replica's state as clients get it, ready to be read.
+    pub(super) fn client_state(&mut self) -> Arc<ClientState> {
+        let (meta, bytes) = self.state();
+        self.state_of(meta.tail.last, meta.tail.chain, bytes)
+    }
+
+    pub(super) fn state_of(&mut self, index: LogIndex, chain: Chain, bytes: Bytes) -> Arc<ClientState> {
+        use sha2::{Digest, Sha256};
+        let hash = Sha256::digest(&bytes).into();
+        let state = ClientState { index, chain, hash, bytes: bytes.len() as u64 };
+        self.states.insert(index, bytes);
+        Arc::new(state)
+    }
+
+    /// Everything that its log holds can be served.
+    pub(super) fn keep_from(&mut self, first: u64) {
+        self.room.handle_kept(LogIndex(first));
     }
 }
 
@@ -285,6 +357,6 @@ impl Follower {
         assert_eq!((self.learner.applied(), self.learner.chain()), (tail.last, tail.chain));
         let mut own = Vec::new();
         self.machine.image().write(&mut own).unwrap();
-        assert_eq!(own, world.state().bytes);
+        assert_eq!(own, world.state().1);
     }
 }

@@ -51,6 +51,7 @@ fn examples() -> Vec<(&'static str, Frame)> {
                 resume,
                 feed: FeedMode::Full,
                 unanswered: vec![RequestId(5), RequestId(300)],
+                partial: None,
             }),
         ),
         ("SessionOpen", C::SessionOpen { secret }),
@@ -65,7 +66,16 @@ fn examples() -> Vec<(&'static str, Frame)> {
         ),
         ("ReadIndex", C::ReadIndex { id: 9 }),
         ("Fetch", C::Fetch { from: LogIndex(100), to: LogIndex(2000) }),
-        ("Resume", C::Resume { resume, feed: FeedMode::Full, unanswered: vec![RequestId(5)] }),
+        ("Resume", C::Resume { resume, feed: FeedMode::Full, unanswered: vec![RequestId(5)], partial: None }),
+        (
+            "ResumePartial",
+            C::Resume {
+                resume: None,
+                feed: FeedMode::Full,
+                unanswered: vec![],
+                partial: Some(PartialState { index: LogIndex(42), hash: [0xcd; 32], bytes: 65_536 }),
+            },
+        ),
         ("Ack", C::Ack { applied: LogIndex(42) }),
         ("Ping", C::Ping { nonce: 1 }),
     ];
