@@ -164,7 +164,8 @@ impl Log {
         let header = SegmentHeader { kind: SegmentKind::Restarts, identity, id, sequence: 1, before: begin };
         let (active, mark) = make_segment(&*files, &directory, &header, mark, options.segment_bytes, None)?;
         let extent = Extent::new(Arc::clone(&active.file), active.path.clone(), begin);
-        let shared = Shared::new(Index { extents: [extent].into(), durable: begin.run, durable_entry: begin.last, ..Index::default() });
+        let shared =
+            Shared::new(Index { extents: [extent].into(), durable: begin.run, durable_entry: begin.last, ..Index::default() });
         Ok(Self::opened((files, directory), (identity, id), options, mark, begin, active, Vec::new(), shared))
     }
 
