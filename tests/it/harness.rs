@@ -25,9 +25,10 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut fact: 
 pub fn quorate() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        // target/PROFILE/deps/it-HASH
+        // target/PROFILE/deps/it-HASH, or target/PROFILE/power-cut
         let own = std::env::current_exe().unwrap();
-        let profile_dir = own.parent().and_then(Path::parent).unwrap().to_path_buf();
+        let directory = own.parent().unwrap();
+        let profile_dir = if directory.ends_with("deps") { directory.parent().unwrap() } else { directory }.to_path_buf();
         let mut build = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         build.args(["build", "--quiet", "--locked", "-p", "cluster-server", "--bin", "quorate", "--target-dir"]);
         build.arg(profile_dir.parent().unwrap());

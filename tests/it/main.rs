@@ -19,4 +19,7 @@ mod reads;
 mod recovery;
 mod requests;
 mod slow;
+// Shared with the power cuts, which use more of it.
+#[allow(dead_code)]
+mod small_disk;
 mod tally;

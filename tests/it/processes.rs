@@ -1,12 +1,13 @@
 //! Stories of real server processes, killed, frozen, wiped and started again.
 
 mod command_line;
+mod failing_disks;
 mod fleet;
 mod restoring;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use cluster_client::LogIndex;
 use cluster_server::Phase;
@@ -21,15 +22,16 @@ use fleet::{Fleet, Load, exactly_once};
 /// How long a failover may take. Without the torn link as a hint it would be an election timeout, 1 s at least.
 const FAILOVER_MAX: Duration = Duration::from_millis(500);
 
-/// Every file below a directory.
-fn contents(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+/// Every file below a directory, and when it was changed.
+fn contents(directory: &Path) -> BTreeMap<PathBuf, (SystemTime, Vec<u8>)> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(contents(&path));
         } else {
-            files.insert(path.clone(), std::fs::read(&path).unwrap());
+            let changed = std::fs::metadata(&path).unwrap().modified().unwrap();
+            files.insert(path.clone(), (changed, std::fs::read(&path).unwrap()));
         }
     }
     files

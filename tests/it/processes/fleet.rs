@@ -49,8 +49,22 @@ impl Process {
     /// # Errors
     /// How it ended instead.
     pub(crate) async fn serve(arguments: &[String], current_dir: &std::path::Path, log: File) -> Result<Self, ExitStatus> {
+        Self::serve_with(arguments, &[], current_dir, log).await
+    }
+
+    /// The same with these environment variables.
+    ///
+    /// # Errors
+    /// How it ended instead.
+    pub(crate) async fn serve_with(
+        arguments: &[String],
+        environment: &[(String, String)],
+        current_dir: &std::path::Path,
+        log: File,
+    ) -> Result<Self, ExitStatus> {
         let mut child = Command::new(quorate())
             .args(arguments)
+            .envs(environment.iter().cloned())
             .args(["--until-stdin-closes", "--json"])
             .current_dir(current_dir)
             .stdin(Stdio::piped())
@@ -76,8 +90,29 @@ impl Process {
 
 struct Server {
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    data_dir: PathBuf,
     relay: u16,
     process: Option<Process>,
+}
+
+/// What a fleet is like.
+#[derive(Clone)]
+pub(crate) struct FleetOptions {
+    pub(crate) seats: usize,
+    pub(crate) state: &'static str,
+    /// Further arguments of every server.
+    pub(crate) arguments: Vec<String>,
+    /// Where the data directories are made, each under its seat's number; below the fleet's root if nothing is said.
+    pub(crate) data: Option<PathBuf>,
+    /// Environment variables of every server; `{seat}` in a value becomes its seat's number.
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+impl Default for FleetOptions {
+    fn default() -> Self {
+        Self { seats: 3, state: "log", arguments: Vec::new(), data: None, environment: Vec::new() }
+    }
 }
 
 /// One process per server; seats are numbered from 1.
@@ -89,10 +124,15 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// Three servers with fresh directories, formed, with a leader.
-    pub(crate) async fn start(state: &str) -> Self {
+    pub(crate) async fn start(state: &'static str) -> Self {
+        Self::start_with(FleetOptions { state, ..FleetOptions::default() }).await
+    }
+
+    /// Servers with fresh directories, formed, with a leader.
+    pub(crate) async fn start_with(options: FleetOptions) -> Self {
         // Another process may take a port between our look and the server's.
         for _ in 0..5 {
-            if let Some(fleet) = Self::try_start(state).await {
+            if let Some(fleet) = Self::try_start(&options).await {
                 fleet.leader().await;
                 return fleet;
             }
@@ -100,21 +140,25 @@ impl Fleet {
         panic!("no fleet starts");
     }
 
-    async fn try_start(state: &str) -> Option<Self> {
+    async fn try_start(options: &FleetOptions) -> Option<Self> {
         let root = tempfile::tempdir().unwrap();
-        let ports = free_ports(6);
-        let peers: Vec<String> = (1..=3).map(|seat| format!("{seat}=127.0.0.1:{}", ports[seat - 1])).collect();
-        let servers = (1..=3).map(|seat| {
-            let relay = ports[seat + 2];
+        let FleetOptions { seats, state, data, .. } = options;
+        let ports = free_ports(2 * seats);
+        let peers: Vec<String> = (1..=*seats).map(|seat| format!("{seat}=127.0.0.1:{}", ports[seat - 1])).collect();
+        let servers = (1..=*seats).map(|seat| {
+            let relay = ports[seats + seat - 1];
             let (node, listen) = (seat.to_string(), format!("127.0.0.1:{relay}"));
-            let data_dir = root.path().join(&node);
+            let data_dir = data.as_deref().unwrap_or(root.path()).join(&node);
             let arguments =
                 ["serve", "--node", &node, "--peers", &peers.join(","), "--listen", &listen, "--state", state, "--data-dir"];
-            let arguments = arguments.iter().map(ToString::to_string).chain([data_dir.display().to_string()]).collect();
-            Server { arguments, relay, process: None }
+            let arguments = arguments.iter().map(ToString::to_string).chain([data_dir.display().to_string()]);
+            let arguments = arguments.chain(options.arguments.iter().cloned()).collect();
+            let variable = |(name, value): &(String, String)| (name.clone(), value.replace("{seat}", &node));
+            let environment = options.environment.iter().map(variable).collect();
+            Server { arguments, environment, data_dir, relay, process: None }
         });
         let mut fleet = Self { servers: servers.collect(), root };
-        for seat in 1..=3 {
+        for seat in 1..=*seats {
             fleet.try_launch(seat).await.ok()?;
         }
         Some(fleet)
@@ -122,7 +166,8 @@ impl Fleet {
 
     async fn try_launch(&mut self, seat: usize) -> Result<(), ExitStatus> {
         let log = File::options().create(true).append(true).open(self.log(seat)).unwrap();
-        let process = Process::serve(&self.servers[seat - 1].arguments, self.root.path(), log).await?;
+        let Server { arguments, environment, .. } = &self.servers[seat - 1];
+        let process = Process::serve_with(arguments, environment, self.root.path(), log).await?;
         self.servers[seat - 1].process = Some(process);
         Ok(())
     }
@@ -133,7 +178,7 @@ impl Fleet {
     }
 
     pub(crate) fn data_dir(&self, seat: usize) -> PathBuf {
-        self.root.path().join(seat.to_string())
+        self.servers[seat - 1].data_dir.clone()
     }
 
     pub(crate) fn arguments(&self, seat: usize) -> Vec<String> {
@@ -145,7 +190,7 @@ impl Fleet {
     }
 
     pub(crate) fn urls(&self) -> Vec<String> {
-        (1..=3).map(|seat| self.url(seat)).collect()
+        (1..=self.servers.len()).map(|seat| self.url(seat)).collect()
     }
 
     pub(crate) fn process(&self, seat: usize) -> &Process {
@@ -173,6 +218,17 @@ impl Fleet {
         let mut process = self.servers[seat - 1].process.take().expect("the server runs");
         process.signal(Signal::TERM);
         timeout(PATIENCE, process.child.wait()).await.expect("SIGTERM does not end it").unwrap()
+    }
+
+    /// How a server ended that ends by itself.
+    pub(crate) async fn ended(&mut self, seat: usize) -> ExitStatus {
+        let mut process = self.servers[seat - 1].process.take().expect("the server runs");
+        timeout(PATIENCE, process.child.wait()).await.expect("it lives on").unwrap()
+    }
+
+    /// How a server ends that must not start.
+    pub(crate) async fn refuses_to_launch(&mut self, seat: usize) -> ExitStatus {
+        self.try_launch(seat).await.expect_err("it starts")
     }
 
     pub(crate) fn freeze(&self, seat: usize) {
@@ -209,7 +265,7 @@ impl Fleet {
     pub(crate) async fn leader(&self) -> usize {
         eventually("a leader that all agree on", || async {
             let (mut leading, mut known) = (None, Vec::new());
-            for seat in 1..=3 {
+            for seat in 1..=self.servers.len() {
                 let Some(status) = self.status(seat).await else { continue };
                 if status.phase == Phase::Leading {
                     leading = status.id;
@@ -217,7 +273,8 @@ impl Fleet {
                 known.push(status.leader);
             }
             let leader = leading?;
-            (known.len() >= 2 && known.iter().all(|known| *known == Some(leader))).then_some(usize::from(leader.seat().0))
+            (known.len() > self.servers.len() / 2 && known.iter().all(|known| *known == Some(leader)))
+                .then_some(usize::from(leader.seat().0))
         })
         .await
     }
@@ -237,7 +294,7 @@ impl Fleet {
     pub(crate) async fn identical(&self) -> ServerStatus {
         eventually("identical replicas", || async {
             let mut all = Vec::new();
-            for seat in 1..=3 {
+            for seat in 1..=self.servers.len() {
                 all.push(self.status(seat).await?);
             }
             let (first, others) = all.split_first()?;
@@ -268,7 +325,10 @@ impl Fleet {
                 if committed.index == end {
                     break;
                 }
-                history.push((committed.index, String::from_utf8(committed.payload.to_vec()).unwrap()));
+                // Ends of earlier looks are no commands of a load.
+                if committed.payload != "the end" {
+                    history.push((committed.index, String::from_utf8(committed.payload.to_vec()).unwrap()));
+                }
             }
         };
         timeout(PATIENCE, read).await.expect("the history comes to its end");
@@ -296,14 +356,22 @@ pub(crate) struct Ack {
 impl Load {
     /// Starts `writers` clients, spread over the servers.
     pub(crate) async fn start(fleet: &Fleet, writers: usize) -> Self {
+        Self::start_with(fleet, writers, 0).await
+    }
+
+    /// The same, each command so much longer.
+    pub(crate) async fn start_with(fleet: &Fleet, writers: usize, padding_bytes: usize) -> Self {
+        static LOADS: AtomicU64 = AtomicU64::new(0);
+        let number = LOADS.fetch_add(1, Ordering::Relaxed);
         let mut load = Self { acknowledged: Arc::default(), stop: Arc::default(), writers: JoinSet::new() };
         for writer in 0..writers {
-            let client = fleet.thin(writer % 3 + 1).await;
+            let client = fleet.thin(writer % fleet.servers.len() + 1).await;
             let (acknowledged, stop) = (Arc::clone(&load.acknowledged), Arc::clone(&load.stop));
+            let padding = "x".repeat(padding_bytes);
             load.writers.spawn(async move {
                 let mut acks = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let payload = format!("{writer}-{}", acks.len());
+                    let payload = format!("{number}.{writer}-{}{}", acks.len(), padding);
                     let proposed = Instant::now();
                     let applied =
                         client.propose(&payload.clone().into()).await.unwrap_or_else(|error| panic!("{payload}: {error}"));
