@@ -8,3 +8,4 @@ mod membership;
 mod messages;
 mod reads;
 mod replication;
+mod suspects;
