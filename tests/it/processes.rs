@@ -1,5 +1,6 @@
 //! Stories of real server processes, killed, frozen, wiped and started again.
 
+mod benches;
 mod command_line;
 mod failing_disks;
 mod fleet;

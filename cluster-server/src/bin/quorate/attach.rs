@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use cluster_client::{ClusterClient, ConnectError, NotSent, ProposeError, RequestJournal};
 use url::Url;
+use voter_mesh::machine::kv::Kv;
 
 use crate::output::{Code, Failure};
 
@@ -28,6 +29,11 @@ impl Endpoint {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The room's name.
+    pub(crate) fn room(&self) -> &str {
+        self.url.path().trim_start_matches("/rooms/")
     }
 
     /// `host:port`, as an HTTP `host` header has it.
@@ -102,9 +108,15 @@ impl Attach {
         builder.thin().connect().await.map_err(|error| connect_failure(&error))
     }
 
-    pub(crate) async fn raw(&self) -> Result<Raw, Failure> {
-        let builder = ClusterClient::builder().endpoints(self.urls()).start_with(0).deadline(self.deadline);
+    pub(crate) async fn raw(&self, first: usize) -> Result<Raw, Failure> {
+        let builder = ClusterClient::builder().endpoints(self.urls()).start_with(first).deadline(self.deadline);
         builder.raw().connect().await.map_err(|error| connect_failure(&error))
+    }
+
+    /// As `thin`, for a replica of a room of state kv.
+    pub(crate) async fn replica(&self, first: usize) -> Result<ClusterClient<Kv>, Failure> {
+        let builder = ClusterClient::builder().endpoints(self.urls()).start_with(first).deadline(self.deadline);
+        builder.state(Kv::default()).connect().await.map_err(|error| connect_failure(&error))
     }
 }
 
@@ -162,6 +174,7 @@ mod tests {
     fn an_endpoint_names_host_port_and_room() {
         let endpoint: Endpoint = "ws://127.0.0.1:7401/rooms/blue".parse().unwrap();
         assert_eq!((endpoint.host(), endpoint.port()), ("127.0.0.1", 7401));
+        assert_eq!(endpoint.room(), "blue");
         assert_eq!(endpoint.as_str(), "ws://127.0.0.1:7401/rooms/blue");
         let short: Endpoint = "ws://[::1]:7401".parse().unwrap();
         assert_eq!((short.host(), short.as_str()), ("::1", "ws://[::1]:7401/rooms/main"));

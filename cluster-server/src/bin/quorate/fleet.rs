@@ -39,6 +39,8 @@ const PORTS: std::ops::Range<u16> = 10_000..32_000;
 pub(crate) struct Fleet {
     // Declared first, so that the children are dead before their directory goes.
     servers: BTreeMap<Seat, Server>,
+    /// Processor time of those that were killed.
+    cpu_of_killed: Duration,
     root: Root,
 }
 
@@ -115,7 +117,7 @@ impl Fleet {
             let log = root.path.join(format!("server-{seat}.log"));
             servers.insert(seat, Server { arguments, endpoint, data_dir, log, process: None });
         }
-        let mut fleet = Self { servers, root };
+        let mut fleet = Self { servers, cpu_of_killed: Duration::ZERO, root };
         for seat in seats() {
             fleet.launch(seat)?;
         }
@@ -161,6 +163,8 @@ impl Fleet {
         };
         let at = Instant::now();
         process.child.start_kill()?;
+        // Until it is waited for it is at most a zombie, which still tells.
+        self.cpu_of_killed += process.child.id().and_then(cpu_of).unwrap_or_default();
         process.child.wait().await?;
         Ok(at)
     }
@@ -184,6 +188,12 @@ impl Fleet {
     /// Where clients attach, in the order of the seats.
     pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
         self.servers.values().map(|server| server.endpoint.clone()).collect()
+    }
+
+    /// Where clients attach, the server at `seat` first.
+    pub(crate) fn endpoints_from(&self, seat: Seat) -> Vec<Endpoint> {
+        let first = self.servers.range(seat..).chain(self.servers.range(..seat));
+        first.map(|(_, server)| server.endpoint.clone()).collect()
     }
 
     /// What a server says of itself; none if it does not answer.
@@ -223,10 +233,17 @@ impl Fleet {
         tokio::time::timeout(deadline, search).await.map_err(|_| late())
     }
 
-    /// Processor time that the running servers have used.
+    /// Processor time that the servers have used, those that were killed included.
     pub(crate) fn cpu(&self) -> Option<Duration> {
         let processes = self.servers.values().filter_map(|server| server.process.as_ref());
-        processes.map(|process| cpu_of(process.child.id()?)).sum()
+        let running: Option<Duration> = processes.map(|process| cpu_of(process.child.id()?)).sum();
+        Some(running? + self.cpu_of_killed)
+    }
+
+    /// Resident memory of the running servers.
+    pub(crate) fn memory_kib(&self) -> Option<u64> {
+        let processes = self.servers.values().filter_map(|server| server.process.as_ref());
+        processes.map(|process| memory_kib_of(process.child.id()?)).sum()
     }
 
     /// A directory of the fleet's own, removed with it.
@@ -278,6 +295,12 @@ fn parse_cpu(stat: &str) -> Option<Duration> {
     Some(Duration::from_millis((ticks()? + ticks()?) * 10))
 }
 
+/// Resident memory of a process, where the system tells.
+fn memory_kib_of(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// The last lines of a log, for an error message.
 fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
@@ -295,6 +318,11 @@ mod tests {
         let ports = free_ports(6).unwrap();
         assert_eq!(ports.len(), 6);
         assert!(ports.iter().all(|port| PORTS.contains(port)));
+    }
+
+    #[test]
+    fn a_process_tells_its_memory() {
+        assert!(memory_kib_of(std::process::id()).is_some_and(|kib| kib > 100));
     }
 
     #[test]

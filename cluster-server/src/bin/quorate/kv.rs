@@ -1,12 +1,12 @@
 //! `quorate kv`: keys and values in a room whose state machine is `kv`.
 
 use clap::{Args, Subcommand, ValueEnum};
-use cluster_client::{ClusterClient, Consistency};
+use cluster_client::Consistency;
 use serde_json::json;
 use voter_mesh::ids::LogIndex;
-use voter_mesh::machine::kv::{Kv as State, KvCommand, KvExpected, KvReply, KvValue};
+use voter_mesh::machine::kv::{KvCommand, KvExpected, KvReply, KvValue};
 
-use crate::attach::{Attach, JournalArg, connect_failure, propose_failure};
+use crate::attach::{Attach, JournalArg, propose_failure};
 use crate::output::{self, Code, Failure, hex, readable};
 
 const EXAMPLES: &str = "\
@@ -125,14 +125,7 @@ impl Kv {
 
 /// Reads on a replica of our own: it follows the whole state, so a large one takes a moment.
 async fn get(key: &str, consistency: Recency, common: &Common) -> Result<(), Failure> {
-    let client: ClusterClient<State> = ClusterClient::builder()
-        .endpoints(common.attach.urls())
-        .start_with(0)
-        .deadline(common.attach.deadline)
-        .state(State::default())
-        .connect()
-        .await
-        .map_err(|error| connect_failure(&error))?;
+    let client = common.attach.replica(0).await?;
     let consistency = match consistency {
         Recency::Linearizable => Consistency::Linearizable,
         Recency::Local => Consistency::Local,

@@ -1,21 +1,19 @@
 //! `quorate load`: as many writes as the servers take, and how long each took.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
 use cluster_client::RequestJournal;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use voter_mesh::machine::kv::{self, KvCommand};
 use voter_mesh::machine::to_cbor;
 
-use crate::attach::{Attach, Thin, seconds};
+use crate::attach::{Attach, seconds};
+use crate::closed_loop::{Figures, Plan, Until};
 use crate::demo::server_count;
-use crate::fleet::{Fleet, cpu_of};
+use crate::fleet::Fleet;
 use crate::output::{self, Failure};
 use crate::serve::StateName;
 use crate::status;
@@ -23,15 +21,6 @@ use crate::status;
 /// Proposals outstanding on one connection when nobody says how many connections there are: half of a session's window of 256, so
 /// that one late answer does not stop it.
 const OUTSTANDING_PER_CONNECTION: usize = 128;
-
-/// Unmeasured time at the start of a run by the clock.
-const WARM_UP_MS: u64 = 1_000;
-
-/// Pause after a proposal that failed: a cluster that refuses is not asked as fast as one that works.
-const AFTER_ERROR_MS: u64 = 10;
-
-/// Latencies up to a minute, in microseconds, to two digits.
-const LATENCY_US_MAX: u64 = 60_000_000;
 
 /// Keys that each slot writes in turn in a room of state kv.
 const KEYS: usize = 16;
@@ -87,16 +76,8 @@ struct Report {
     connections: usize,
     outstanding: usize,
     bytes: u32,
-    seconds: f64,
-    operations: u64,
-    operations_per_s: f64,
-    errors: u64,
-    p50_us: u64,
-    p99_us: u64,
-    p999_us: u64,
-    max_us: u64,
-    client_cpu_us_per_operation: Option<f64>,
-    server_cpu_us_per_operation: Option<f64>,
+    #[serde(flatten)]
+    figures: Figures,
 }
 
 impl Load {
@@ -120,182 +101,48 @@ impl Load {
         };
         let outstanding = self.outstanding.max(1);
         let connections = self.connections.unwrap_or(outstanding.div_ceil(OUTSTANDING_PER_CONNECTION)).clamp(1, outstanding);
-        let payloads = self.payloads().await?;
+        let payloads = payloads(self.state().await, self.bytes)?;
         let mut clients = Vec::new();
         for number in 0..connections {
             clients.push(self.attach.thin(RequestJournal::memory(), number).await?);
         }
-        let warm_up = if self.count.is_some() { Duration::ZERO } else { Duration::from_millis(WARM_UP_MS) };
-        let begin = Instant::now() + warm_up;
-        let plan =
-            Plan { begin, end: self.count.is_none().then(|| begin + self.seconds), count: self.count, connections, outstanding };
-        let cpu_at_begin = async {
-            tokio::time::sleep_until(begin.into()).await;
-            (cpu_of(std::process::id()), fleet.as_ref().and_then(Fleet::cpu))
-        };
-        let drivers = clients.iter().enumerate().map(|(number, client)| drive(client, number, &plan, &payloads));
-        let (results, cpu_before) = futures_util::future::join(futures_util::future::join_all(drivers), cpu_at_begin).await;
-        let elapsed = begin.elapsed().as_secs_f64();
-        let cpu_after = (cpu_of(std::process::id()), fleet.as_ref().and_then(Fleet::cpu));
+        let plan = Plan::new(connections, outstanding, self.count.map_or(Until::Elapsed(self.seconds), Until::Count));
+        let drivers = clients.iter().enumerate().map(|(number, client)| plan.propose(number, client, &payloads));
+        let figures = plan.run(fleet.as_ref(), drivers).await?;
         for client in clients {
             client.close().await;
         }
-        let mut latencies = histogram()?;
-        let mut errors = 0;
-        let mut last_error = None;
-        for result in results {
-            let result = result?;
-            latencies.add(result.latencies).map_err(|error| Failure::failed(error.to_string()))?;
-            errors += result.errors;
-            last_error = last_error.or(result.last_error);
+        let report = Report { connections, outstanding, bytes: self.bytes, figures };
+        if self.json {
+            output::json_line(&report)?;
+        } else {
+            output::line(format_args!("{outstanding} outstanding on {connections} connections, {} B each", self.bytes))?;
+            output::line(&report.figures)?;
         }
-        let operations = latencies.len();
-        let each = |before: Option<Duration>, after: Option<Duration>| {
-            let used = after?.saturating_sub(before?).as_secs_f64() * 1e6;
-            (operations > 0).then(|| (used / operations as f64 * 100.0).round() / 100.0)
-        };
-        let report = Report {
-            connections,
-            outstanding,
-            bytes: self.bytes,
-            seconds: (elapsed * 1000.0).round() / 1000.0,
-            operations,
-            operations_per_s: (operations as f64 / elapsed).round(),
-            errors,
-            p50_us: latencies.value_at_quantile(0.5),
-            p99_us: latencies.value_at_quantile(0.99),
-            p999_us: latencies.value_at_quantile(0.999),
-            max_us: latencies.max(),
-            client_cpu_us_per_operation: each(cpu_before.0, cpu_after.0),
-            server_cpu_us_per_operation: each(cpu_before.1, cpu_after.1),
-        };
-        self.tell(&report)?;
-        match (errors, last_error) {
-            (0, _) => Ok(()),
-            (_, error) => Err(Failure::failed(format!("{errors} errors, such as: {}", error.unwrap_or_default()))),
-        }
+        report.figures.check()
     }
 
-    /// The commands that are proposed, in a form that the room's state machine takes.
-    async fn payloads(&self) -> Result<Vec<Bytes>, Failure> {
-        let mut kv = false;
+    /// The state machine of the room, as its servers say; `log` if none does, which takes whatever is proposed.
+    async fn state(&self) -> StateName {
         for endpoint in &self.attach.servers.endpoints {
             if let Ok(status) = status::fetch(endpoint, false, self.attach.deadline).await {
-                kv = status.state_machine == kv_name();
-                break;
+                return if status.state_machine == kv_name() { StateName::Kv } else { StateName::Log };
             }
         }
-        let value = vec![b'x'; self.bytes as usize];
-        if !kv {
-            return Ok(vec![value.into()]);
-        }
-        let put = |key: usize| to_cbor(&KvCommand::Put { key: format!("load/{key}").into_bytes(), value: value.clone() });
-        (0..KEYS).map(put).collect::<Result<_, _>>().map_err(Failure::failed)
+        StateName::Log
     }
+}
 
-    fn tell(&self, report: &Report) -> Result<(), Failure> {
-        if self.json {
-            return output::json_line(report);
-        }
-        output::line(format_args!(
-            "{:.0} operations/s ({} of {} B in {:.1} s; {} outstanding on {} connections), {} errors",
-            report.operations_per_s,
-            report.operations,
-            report.bytes,
-            report.seconds,
-            report.outstanding,
-            report.connections,
-            report.errors
-        ))?;
-        output::line(format_args!(
-            "latency: p50 {} µs, p99 {} µs, p99.9 {} µs, max {} µs",
-            report.p50_us, report.p99_us, report.p999_us, report.max_us
-        ))?;
-        let cpu = |who, us: Option<f64>| {
-            us.map_or(Ok(()), |us| output::line(format_args!("{who}: {us} µs of processor time per operation")))
-        };
-        cpu("servers, together", report.server_cpu_us_per_operation)?;
-        cpu("this process", report.client_cpu_us_per_operation)
+/// Commands of `bytes` bytes each, in a form that the state machine takes.
+pub(crate) fn payloads(state: StateName, bytes: u32) -> Result<Vec<Bytes>, Failure> {
+    let value = vec![b'x'; bytes as usize];
+    if state == StateName::Log {
+        return Ok(vec![value.into()]);
     }
+    let put = |key: usize| to_cbor(&KvCommand::Put { key: format!("load/{key}").into_bytes(), value: value.clone() });
+    (0..KEYS).map(put).collect::<Result<_, _>>().map_err(Failure::failed)
 }
 
 fn kv_name() -> &'static str {
     <kv::Kv as voter_mesh::machine::StateMachine>::NAME
-}
-
-/// What every connection has to keep to.
-struct Plan {
-    /// When measuring begins.
-    begin: Instant,
-    end: Option<Instant>,
-    count: Option<u64>,
-    connections: usize,
-    outstanding: usize,
-}
-
-impl Plan {
-    /// A connection's part of `whole`; the parts add up.
-    fn share(&self, whole: u64, connection: usize) -> u64 {
-        let (connections, connection) = (self.connections as u64, connection as u64);
-        whole / connections + u64::from(connection < whole % connections)
-    }
-}
-
-/// What one connection measured.
-struct Measured {
-    latencies: Histogram<u64>,
-    errors: u64,
-    last_error: Option<String>,
-}
-
-fn histogram() -> Result<Histogram<u64>, Failure> {
-    Histogram::new_with_bounds(1, LATENCY_US_MAX, 2).map_err(|error| Failure::failed(error.to_string()))
-}
-
-/// Keeps one connection's places full until the plan is done. No task per proposal: the futures are polled here.
-async fn drive(client: &Thin, number: usize, plan: &Plan, payloads: &[Bytes]) -> Result<Measured, Failure> {
-    let mut measured = Measured { latencies: histogram()?, errors: 0, last_error: None };
-    let places = plan.share(plan.outstanding as u64, number);
-    let mut left = plan.count.map_or(u64::MAX, |count| plan.share(count, number));
-    let mut next = (0..payloads.len()).cycle().skip(number % payloads.len());
-    let mut waiting = FuturesUnordered::new();
-    let mut propose = || {
-        let payload = &payloads[next.next().unwrap_or_default()];
-        async move {
-            let start = Instant::now();
-            (start, client.propose(payload).await)
-        }
-    };
-    for _ in 0..places.min(left) {
-        waiting.push(propose());
-        left -= 1;
-    }
-    while let Some((start, result)) = waiting.next().await {
-        let now = Instant::now();
-        match result {
-            Ok(_) if start < plan.begin => {}
-            Ok(_) => measured.latencies.saturating_record((now - start).as_micros() as u64),
-            Err(error) => {
-                measured.errors += 1;
-                measured.last_error = Some(error.to_string());
-                tokio::time::sleep(Duration::from_millis(AFTER_ERROR_MS)).await;
-            }
-        }
-        if left > 0 && plan.end.is_none_or(|end| now < end) {
-            waiting.push(propose());
-            left -= 1;
-        }
-    }
-    Ok(measured)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_shares_of_all_connections_add_up() {
-        let plan = Plan { begin: Instant::now(), end: None, count: None, connections: 3, outstanding: 8 };
-        assert_eq!((0..3).map(|connection| plan.share(8, connection)).collect::<Vec<_>>(), [3, 3, 2]);
-    }
 }

@@ -6,6 +6,8 @@
 mod admin;
 mod attach;
 mod backup;
+mod bench;
+mod closed_loop;
 mod demo;
 mod fleet;
 mod http;
@@ -62,6 +64,7 @@ enum Command {
     Watch(watch::Watch),
     Kv(kv::Kv),
     Load(load::Load),
+    Bench(bench::Bench),
     Member(admin::Member),
     Transfer(admin::Transfer),
     Backup(backup::Backup),
@@ -78,6 +81,7 @@ impl Command {
             Self::Watch(command) => command.run().await,
             Self::Kv(command) => command.run().await,
             Self::Load(command) => command.run().await,
+            Self::Bench(command) => command.run().await,
             Self::Member(command) => command.run().await,
             Self::Transfer(command) => command.run().await,
             Self::Backup(command) => command.run().await,

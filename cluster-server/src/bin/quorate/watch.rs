@@ -40,7 +40,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        let client = self.attach.raw().await?;
+        let client = self.attach.raw(0).await?;
         let followed = tokio::select! {
             followed = self.follow(&client) => followed,
             interrupted = output::interrupted() => Ok(interrupted?),
