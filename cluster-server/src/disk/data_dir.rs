@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 use voter_mesh::configuration::Configuration;
@@ -12,6 +13,7 @@ use voter_mesh::mesh::forming::FormState;
 use super::error::{At, DiskError};
 use super::file_system::{DiskFile, FileSystem, Open, OsFiles};
 use super::files;
+use super::read_only::ReadOnlyFiles;
 
 /// The version of the node record's format that this code writes.
 const NODE_FORMAT_VERSION: u32 = 1;
@@ -114,6 +116,29 @@ impl DataDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Opens a directory that exists to look at it: nothing in it is created or changed through this value. What is read is added to
+    /// `read`, in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; `Io` if there is no such directory.
+    pub fn look(path: impl AsRef<Path>, read: Arc<AtomicU64>) -> Result<Self, DiskError> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::NotADirectory)).at("look into", path);
+        }
+        Self::open_on(Arc::new(ReadOnlyFiles::counting(read)), path, DirectoryId::default())
+    }
+
+    /// Sets a file of the directory that is damaged aside, by giving it `.damaged` for its ending; returns its new name.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn set_aside(&self, path: &Path) -> Result<PathBuf, DiskError> {
+        let aside = path.with_extension("damaged");
+        files::rename(&*self.files, path, &aside)?;
+        Ok(aside)
     }
 
     pub(super) fn files(&self) -> &Arc<dyn FileSystem> {

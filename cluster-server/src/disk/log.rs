@@ -147,8 +147,11 @@ impl Log {
         if recovery::is_used(&*files, &directory)? {
             return Err(DiskError::LogExists { path: directory });
         }
-        for (_, path) in files::list(&*files, &directory)? {
-            files::remove(&*files, &path)?;
+        for (name, path) in files::list(&*files, &directory)? {
+            // What an operator was left with is his.
+            if !name.ends_with(".damaged") {
+                files::remove(&*files, &path)?;
+            }
         }
         let mark = Mark {
             sequence: 1,
@@ -214,6 +217,8 @@ impl Log {
     /// answer to [`Verdict::Doubtful`](voter_mesh::log::Verdict); after `Suspect`, only its operator's. Durable with the next sync.
     pub fn accept_end(&mut self) {
         self.mark.must_reach = None;
+        // Whatever comes to stand where the lost runs stood is not committed because they were.
+        self.mark.commit = self.mark.commit.min(self.tail.run);
         self.unsynced = true;
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use voter_mesh::ids::{Identity, RaftId, RunIndex, Term};
 use voter_mesh::log::{
-    LOG_FORMAT_VERSION, MARK_AT, Mark, MarkSlots, RECORDS_AT, SECTOR_BYTES, SegmentError, SegmentHeader, SegmentKind, Verdict,
-    judge, reaches,
+    LOG_FORMAT_VERSION, MARK_AT, Mark, MarkSlots, NoMark, RECORDS_AT, SECTOR_BYTES, SegmentError, SegmentHeader, SegmentKind,
+    Verdict, judge, reaches,
 };
 use voter_mesh::run::{Run, Tail};
 
@@ -91,7 +91,7 @@ impl Log {
         files::sync_data(&*newest.file, &newest.path)?;
         files::sync_directory(&*files, &directory)?;
         newest.file.forget_cache();
-        let (mark, sequence) = (read_mark(newest)?, newest.header.sequence);
+        let ((mark, unreadable_mark), sequence) = (read_mark(newest)?, newest.header.sequence);
 
         let first = segments[0].header.before;
         if let Some(snapshot) = snapshot.filter(|snapshot| snapshot.run < first.run) {
@@ -135,7 +135,36 @@ impl Log {
         let mark = Mark { term, vote, must_reach, synced_through: tail.run, ..mark };
         let stale = void.into_iter().chain(found.temporary).collect();
         let (snapshot, spares) = (snapshot.copied(), found.spares);
-        Ok(LogLook { files, directory, identity, id, options, snapshot, mark, sequence, walked, recovered, stale, spares })
+        Ok(LogLook {
+            files,
+            directory,
+            identity,
+            id,
+            options,
+            snapshot,
+            mark,
+            sequence,
+            unreadable_mark,
+            walked,
+            recovered,
+            stale,
+            spares,
+        })
+    }
+
+    /// Sets a segment that cannot be believed aside, with all later ones, or all of them; returns their new names.
+    ///
+    /// # Errors
+    /// `Io`: some may be renamed, the newest first.
+    pub fn set_aside(dir: &DataDir, from: Option<&Path>) -> Result<Vec<PathBuf>, DiskError> {
+        let (files, directory) = (dir.files(), dir.log_path());
+        let mut aside = Vec::new();
+        for (_, path) in Found::list(&**files, &directory)?.segments.into_iter().rev() {
+            if from.is_none_or(|from| *path >= *from) {
+                aside.push(dir.set_aside(&path)?);
+            }
+        }
+        Ok(aside)
     }
 }
 
@@ -152,6 +181,8 @@ pub struct LogLook {
     mark: Mark,
     /// Of the newest segment.
     sequence: u64,
+    /// Where in it a mark cannot be read.
+    unreadable_mark: Option<u64>,
     walked: Walked,
     recovered: LogRecovered,
     /// Files that hold nothing of the log.
@@ -170,6 +201,12 @@ impl LogLook {
     #[must_use]
     pub fn damage(&self) -> &[Damage] {
         &self.walked.damage
+    }
+
+    /// The newest segment, if one of the two places for its mark cannot be read, and where in it that is.
+    #[must_use]
+    pub fn unreadable_mark(&self) -> Option<(&Path, u64)> {
+        self.unreadable_mark.map(|at| (self.walked.extents.last().map_or(&*self.directory, |newest| &newest.path), at))
     }
 
     /// Reads all that is good in the log, behind holes too.
@@ -195,14 +232,44 @@ impl LogLook {
         Ok(kept)
     }
 
+    /// Copies every segment beside itself that holds something which the log loses when it is opened and its end accepted: what is
+    /// damaged, and what is good behind it. Named and bounded as by [`Self::keep_damaged`].
+    ///
+    /// # Errors
+    /// `Io`; the log is unchanged.
+    pub fn keep_lost(&self) -> Result<Vec<PathBuf>, DiskError> {
+        let mut kept = self.keep_damaged()?;
+        for extent in self.walked.extents.iter().filter(|extent| extent.before.run >= self.walked.tail.run) {
+            let copy = extent.path.with_extension("damaged");
+            if !kept.contains(&copy) && self.walked.reached > self.walked.tail.run {
+                files::copy(&*self.files, &extent.path, &copy)?;
+                kept.push(copy);
+            }
+        }
+        Ok(kept)
+    }
+
     /// Opens the log as it was found: files that it has left behind are removed, and if it does not reach the snapshot it restarts
     /// there.
     ///
     /// # Errors
     /// `Io`: the next look finds what this one found.
     pub fn open(self) -> Result<(Log, LogRecovered), DiskError> {
-        let Self { files, directory, identity, id, options, snapshot, mark, sequence, mut walked, mut recovered, stale, spares } =
-            self;
+        let Self {
+            files,
+            directory,
+            identity,
+            id,
+            options,
+            snapshot,
+            mark,
+            sequence,
+            mut walked,
+            mut recovered,
+            stale,
+            spares,
+            ..
+        } = self;
         walked.cut();
         let Some(newest) = walked.extents.last() else { return Err(DiskError::NoLog { path: directory }) };
         let active = Active {
@@ -241,7 +308,7 @@ impl LogLook {
 pub(super) fn is_used(files: &dyn FileSystem, directory: &Path) -> Result<bool, DiskError> {
     let segments = Found::list(files, directory)?.read_headers(files, None)?;
     for segment in &segments {
-        let mark = read_mark(segment)?;
+        let (mark, _) = read_mark(segment)?;
         if segments.len() > 1 || mark.term > Term(0) || mark.last != segment.header.before {
             return Ok(true);
         }
@@ -313,12 +380,15 @@ fn read_sector(file: &dyn DiskFile, path: &Path, at: u64) -> Result<[u8; SECTOR_
     Ok(bytes.as_ref().try_into().unwrap_or([0; SECTOR_BYTES]))
 }
 
-fn read_mark(segment: &Segment) -> Result<Mark, DiskError> {
+/// The newer mark of a segment, and where in it the other one cannot be read.
+fn read_mark(segment: &Segment) -> Result<(Mark, Option<u64>), DiskError> {
     let mut slots = [None; 2];
     for (slot, (mark, at)) in slots.iter_mut().zip(MARK_AT).enumerate() {
         *mark = Mark::decode(&read_sector(&*segment.file, &segment.path, at)?, segment.header.sequence, slot);
     }
-    MarkSlots(slots).newest().map_err(|error| DiskError::Damaged { path: segment.path.clone(), why: error.to_string() })
+    let unreadable = slots.iter().zip(MARK_AT).find(|(mark, _)| mark.is_none()).map(|(_, at)| at);
+    let damaged = |error: NoMark| DiskError::Damaged { path: segment.path.clone(), why: error.to_string() };
+    Ok((MarkSlots(slots).newest().map_err(damaged)?, unreadable))
 }
 
 /// The segments that make up the log, and the files that newer ones have voided.

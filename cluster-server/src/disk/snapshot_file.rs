@@ -8,10 +8,11 @@ use std::sync::Arc;
 use voter_mesh::ids::Identity;
 use voter_mesh::snapshot::{Hashing, SnapshotMeta};
 
+use super::data_dir::DataDir;
 use super::error::{At, DiskError};
 use super::file_system::{DiskFile, FileSystem, Open, OsFiles};
 use super::files::{self, Stream};
-use super::snapshots::{CHUNK_BYTES, Chunked, HEADER_BYTES, SnapshotIndex, read_index};
+use super::snapshots::{CHUNK_BYTES, Chunked, HEADER_BYTES, SnapshotIndex, read_index, snapshot_path};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -24,6 +25,9 @@ pub struct SnapshotFile {
     /// Where the index begins, and the sections end.
     index_at: u64,
 }
+
+/// A file among a server's snapshots, and what opening it came to.
+pub type SnapshotFound = (PathBuf, Result<SnapshotFile, DiskError>);
 
 impl fmt::Debug for SnapshotFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,6 +51,22 @@ impl SnapshotFile {
     pub fn open_on(files: &dyn FileSystem, path: impl AsRef<Path>) -> Result<Self, DiskError> {
         let path = path.as_ref();
         Self::new(files::open(files, path, Open::Read)?, path.into(), None)
+    }
+
+    /// The snapshots of a server, damaged ones too, each with what opening it came to.
+    ///
+    /// # Errors
+    /// `Io`, of the directory.
+    pub fn of(dir: &DataDir, identity: &Identity) -> Result<Vec<SnapshotFound>, DiskError> {
+        let (files, directory) = (dir.files(), dir.snapshots_path());
+        let mut found = files::list(&**files, &directory)?;
+        found.retain(|(name, _)| name.ends_with(".snap"));
+        let open = |path: PathBuf| {
+            let file = Self::new(files::open(&**files, &path, Open::Read)?, path.clone(), Some(identity))?;
+            let named = path == snapshot_path(&directory, &file.meta().tail);
+            if named { Ok(file) } else { Err(file.damaged("it is named as another".into())) }
+        };
+        Ok(found.into_iter().map(|(_, path)| (path.clone(), open(path))).collect())
     }
 
     /// Reads what must be right before anything else is believed; it must be of `identity` where that is given.

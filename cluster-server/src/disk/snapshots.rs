@@ -385,7 +385,7 @@ pub(super) fn section(
     zstd::Decoder::new(Stream::new(Arc::clone(file), at).take(bytes))
 }
 
-fn snapshot_path(directory: &Path, tail: &Tail) -> PathBuf {
+pub(super) fn snapshot_path(directory: &Path, tail: &Tail) -> PathBuf {
     directory.join(format!("{:016x}-{:016x}.snap", tail.run.0, tail.term.0))
 }
 

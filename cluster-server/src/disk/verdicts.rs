@@ -73,6 +73,22 @@ impl VerdictStore {
         Ok((store, book))
     }
 
+    /// What is wrong with the files of a server, each read through. Nothing is changed.
+    ///
+    /// # Errors
+    /// `Foreign`, `Newer`, `Io`.
+    pub fn check(dir: &DataDir, identity: Identity, bytes_max: usize) -> Result<Vec<DiskError>, DiskError> {
+        let store = Self { files: Arc::clone(dir.files()), directory: dir.verdicts_path(), identity };
+        let mut damaged = Vec::new();
+        for (_, path) in files::list(&*store.files, &store.directory)?.into_iter().filter(|(name, _)| name.ends_with(".bits")) {
+            match store.read(&path, bytes_max) {
+                Err(error @ DiskError::Damaged { .. }) => damaged.push(error),
+                result => drop(result?),
+            }
+        }
+        Ok(damaged)
+    }
+
     /// Writes the bits of the entries behind `after` up to `through`, as [`VerdictBook::copy`] gives them, durably. It blocks for as
     /// long as the disk takes; use a thread for it.
     ///

@@ -1,7 +1,7 @@
 //! From a backup to a directory that a server starts from, as the only voter of the next epoch.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -49,43 +49,48 @@ pub struct Restored {
 /// # Errors
 /// [`RestoreError`].
 pub fn restore(backup: &SnapshotFile, directory: &Path, seat: Seat, address: Option<String>) -> Result<Restored, RestoreError> {
+    into_empty(directory, |dir| {
+        let next = NextEpoch::after(backup.meta(), seat, address, dir.directory())?;
+        let unpack = |source| DiskError::Io { path: backup.path().into(), doing: "unpack", source };
+        let (mut state, mut sessions) = (backup.state().map_err(unpack)?, backup.sessions().map_err(unpack)?);
+        let restored = begin(dir, next, |to| io::copy(&mut state, to).map(drop), |to| io::copy(&mut sessions, to).map(drop))?;
+        let hashes = |meta: &SnapshotMeta| (meta.state_hash, meta.sessions_hash);
+        if hashes(&restored.meta) != hashes(backup.meta()) {
+            let why = "state or sessions do not have their hashes".into();
+            return Err(DiskError::Damaged { path: backup.path().into(), why }.into());
+        }
+        Ok(restored)
+    })
+}
+
+/// Lets `fill` make a server's directory of one that is empty or missing; where it fails, that is what the directory is again.
+pub(super) fn into_empty(
+    directory: &Path,
+    fill: impl FnOnce(&mut DataDir) -> Result<Restored, RestoreError>,
+) -> Result<Restored, RestoreError> {
     let made = match fs::read_dir(directory).map(|mut entries| entries.next().is_some()) {
         Ok(false) => false,
         Ok(true) => return Err(RestoreError::NotEmpty { path: directory.into() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
         Err(source) => return Err(DiskError::Io { path: directory.into(), doing: "list", source }.into()),
     };
-    let result = fill(backup, directory, seat, address);
+    let result = DataDir::open(directory).map_err(RestoreError::from).and_then(|mut dir| fill(&mut dir));
     if result.is_err() && !matches!(result, Err(RestoreError::Disk(DiskError::Locked { .. }))) {
         empty(directory, made);
     }
     result
 }
 
-fn fill(backup: &SnapshotFile, directory: &Path, seat: Seat, address: Option<String>) -> Result<Restored, RestoreError> {
-    let mut dir = DataDir::open(directory)?;
-    let next = NextEpoch::after(backup.meta(), seat, address, dir.directory())?;
-    let unpack = |source| DiskError::Io { path: backup.path().into(), doing: "unpack", source };
-    let (mut state, mut sessions) = (backup.state().map_err(unpack)?, backup.sessions().map_err(unpack)?);
-    begin(&mut dir, next, &mut state, &mut sessions)
-}
-
-/// Writes the beginning of an epoch into a directory that holds no log.
+/// Writes the beginning of an epoch into a directory that holds no log. The node record comes last.
 pub(super) fn begin(
     dir: &mut DataDir,
     next: NextEpoch,
-    state: &mut dyn Read,
-    sessions: &mut dyn Read,
+    state: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    sessions: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
 ) -> Result<Restored, RestoreError> {
     let NextEpoch { id, meta } = next;
     drop(Log::create(dir, meta.identity, id, meta.tail, LogOptions::default())?);
-    let snapshots = SnapshotStore::open(dir, meta.identity)?;
-    let copy = |from: &mut dyn Read, to: &mut dyn io::Write| io::copy(from, to).map(|_| ());
-    let written = snapshots.write(meta.clone(), |to| copy(state, to), |to| copy(sessions, to))?;
-    if written != meta {
-        let why = "state or sessions do not have their hashes".into();
-        return Err(DiskError::Damaged { path: dir.path().into(), why }.into());
-    }
+    let meta = SnapshotStore::open(dir, meta.identity)?.write(meta, state, sessions)?;
     dir.store_node(&NodeRecord {
         directory: dir.directory(),
         seat: id.seat(),
@@ -100,7 +105,7 @@ pub(super) fn begin(
 
 /// Takes back what a restore that failed has made of an empty directory, as far as that goes.
 fn empty(directory: &Path, made: bool) {
-    for name in ["log", "snapshots"] {
+    for name in ["log", "snapshots", "verdicts"] {
         let _ = fs::remove_dir_all(directory.join(name));
     }
     for name in ["node", "node.tmp", "LOCK"] {

@@ -16,9 +16,11 @@ mod load;
 mod output;
 mod progress;
 mod propose;
+mod recover;
 mod restore;
 mod serve;
 mod status;
+mod verify;
 mod watch;
 
 use std::io::IsTerminal;
@@ -39,7 +41,7 @@ Start here:
 Exit codes:
   0    done
   1    failed, or the answer is no (no such key, a comparison did not hold, the demo found a fault)
-  2    the command line is wrong
+  2    the command line is wrong; verify, recover: the directory cannot be read
   3    no server could be reached, or none answered in time; nothing was applied
   4    the outcome is unknown: a command may or may not have been applied
   130  interrupted before it was done";
@@ -69,6 +71,8 @@ enum Command {
     Transfer(admin::Transfer),
     Backup(backup::Backup),
     Restore(restore::Restore),
+    Verify(verify::Verify),
+    Recover(recover::Recover),
 }
 
 impl Command {
@@ -86,6 +90,8 @@ impl Command {
             Self::Transfer(command) => command.run().await,
             Self::Backup(command) => command.run().await,
             Self::Restore(command) => command.run().await,
+            Self::Verify(command) => command.run().await,
+            Self::Recover(command) => command.run().await,
         }
     }
 }

@@ -92,7 +92,7 @@ impl StateName {
         }
     }
 
-    fn machine(self) -> MachineFactory {
+    pub(crate) fn machine(self) -> MachineFactory {
         match self {
             Self::Log => voter_mesh::machine::log::factory(),
             Self::Kv => voter_mesh::machine::kv::factory(),
