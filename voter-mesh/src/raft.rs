@@ -428,7 +428,7 @@ impl Voter {
         self.stepped();
     }
 
-    /// The old runs that [`Event::Fetch`] asked for; empty if they cannot be read.
+    /// The old runs that [`Event::Fetch`] asked for; empty if they cannot be read now.
     pub fn handle_fetched(&mut self, runs: Vec<Run>, now: Time) {
         self.begin(now);
         let usable = !runs.is_empty();
@@ -443,6 +443,18 @@ impl Voter {
         if usable {
             contexts.into_iter().for_each(|context| self.raw.on_entries_fetched(context));
         }
+        self.stepped();
+    }
+
+    /// The first of the runs that [`Event::Fetch`] asked for is damaged on the own disk: to peers, the log begins behind it, and whoever
+    /// needs it gets a snapshot.
+    pub fn handle_unreadable(&mut self, run: RunIndex, now: Time) {
+        let store = self.raw.mut_store();
+        let term = store.term_at(run.0);
+        store.trim(run.0 + 1, term);
+        let waiting = std::mem::take(&mut store.wants.borrow_mut().contexts);
+        self.handle_fetched(Vec::new(), now);
+        waiting.into_iter().for_each(|context| self.raw.on_entries_fetched(context));
         self.stepped();
     }
 

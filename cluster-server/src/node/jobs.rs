@@ -12,7 +12,7 @@ use voter_mesh::snapshot::SnapshotMeta;
 
 use super::running::Running;
 use super::{Node, NodeError, NodeOptions, Stage, panic_text};
-use crate::disk::{DiskError, SnapshotStore};
+use crate::disk::{DiskError, ReadError, SnapshotStore};
 use crate::mesh::Link;
 
 /// Bytes of runs that are read from disk at once for a lagging follower.
@@ -65,13 +65,15 @@ impl Running {
         let (reader, node) = (self.reader.clone(), Rc::clone(node));
         tokio::task::spawn_local(async move {
             let read = tokio::task::spawn_blocking(move || reader.read(first, last, FETCH_BYTES_MAX)).await;
-            node.with_running(|running, _, now| match read {
+            node.with_running(|running, node, now| match read {
                 Ok(Ok(runs)) => running.voter.handle_fetched(runs, now),
-                Ok(Err(error)) => {
-                    warn!(%error, %first, "old runs not read");
-                    running.voter.handle_fetched(Vec::new(), now);
+                Ok(Err(ReadError::Damaged { run, .. } | ReadError::Io { run, .. })) => {
+                    warn!(%run, "damaged in the log: followers that need it get a snapshot");
+                    node.count("log_runs_unreadable");
+                    running.voter.handle_unreadable(run, now);
                 }
-                Err(_) => running.voter.handle_fetched(Vec::new(), now),
+                // The log was trimmed meanwhile, and will say so.
+                Ok(Err(ReadError::Trimmed { .. })) | Err(_) => running.voter.handle_fetched(Vec::new(), now),
             });
         });
     }

@@ -146,6 +146,8 @@ pub(super) struct Server {
     pub(super) vote_settled: u32,
     pub(super) installed: u32,
     pub(super) fetched: u32,
+    /// This run cannot be read back from its disk.
+    pub(super) rotten: Option<RunIndex>,
 }
 
 pub(super) enum Happening {
@@ -264,6 +266,7 @@ impl Cluster {
             vote_settled: 0,
             installed: 0,
             fetched: 0,
+            rotten: None,
         };
         self.servers.insert(id, server);
     }
@@ -746,9 +749,15 @@ impl Cluster {
                 if self.alive(at, life) {
                     let server = self.servers.get_mut(&at).unwrap();
                     server.fetched += 1;
+                    if let Some(rotten) = server.rotten.filter(|rotten| *rotten == first) {
+                        self.voter(at).handle_unreadable(rotten, now);
+                        return self.drain(at);
+                    }
                     let wanted = server.disk.runs.iter().filter(|run| (first..=last).contains(&run.header().run));
-                    // A read is bounded: only the first few come.
-                    let runs: Vec<Run> = wanted.take(20).cloned().collect();
+                    // A read is bounded: only the first few come, and none from a bad one on.
+                    let rotten = server.rotten;
+                    let good = wanted.take_while(|run| Some(run.header().run) != rotten);
+                    let runs: Vec<Run> = good.take(20).cloned().collect();
                     self.voter(at).handle_fetched(runs, now);
                     self.drain(at);
                 }

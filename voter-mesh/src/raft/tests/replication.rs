@@ -261,6 +261,25 @@ fn a_far_follower_is_served_from_the_leaders_disk() {
 }
 
 #[test]
+fn a_follower_that_needs_a_run_which_rotted_on_the_leaders_disk_is_served_a_snapshot() {
+    let limits = VoterLimits { memory_bytes_max: 2_000, append_bytes_max: 4_000, ..VoterLimits::default() };
+    for rotten in [0, 40, 150] {
+        let mut cluster = Cluster::with(3, 5, WorldOptions { limits: limits.clone(), ..WorldOptions::default() });
+        let (leader, away) = (cluster.lead(), cluster.follower());
+        cluster.crash(away, false);
+        let first = cluster.servers[&away].disk.tail().run.next();
+        for number in 0..300 {
+            cluster.propose(leader, number);
+            cluster.run_ms(2);
+        }
+        cluster.servers.get_mut(&leader).unwrap().rotten = Some(RunIndex(first.0 + rotten));
+        cluster.start(away);
+        cluster.converge();
+        assert_eq!(cluster.servers[&away].installed, 1, "run {rotten} behind its own");
+    }
+}
+
+#[test]
 fn a_follower_below_the_log_is_served_a_snapshot() {
     for seed in 0..10 {
         let mut cluster = Cluster::new(3, seed);
