@@ -159,6 +159,7 @@ impl Socket {
             resume: None,
             feed: FeedMode::Full,
             unanswered: Vec::new(),
+            partial: None,
         };
         stream.write_all(&message(&ClientFrame::Hello(hello))?).await.map_err(|error| error.to_string())?;
         Ok(Self { stream: Arc::new(stream), rest: BytesMut::new() })
