@@ -357,7 +357,7 @@ impl Voter {
             Message::ReadAnswer { nonce, answer: Err(_) } => {
                 self.asking.refused(nonce, now.plus_ms(self.options.timing.tick_ms));
             }
-            Message::SessionActivity { .. } | Message::Admin { .. } | Message::AdminReply { .. } => {
+            Message::SessionActivity { .. } | Message::SnapshotHashes(_) | Message::Admin { .. } | Message::AdminReply { .. } => {
                 return Err(MessageError::NotForConsensus);
             }
             message => self.step_message(from, message)?,

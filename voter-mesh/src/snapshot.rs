@@ -10,6 +10,10 @@ use crate::configuration::Configuration;
 use crate::ids::{Identity, RunIndex};
 use crate::run::Tail;
 
+mod agreement;
+
+pub use agreement::{Agreement, Difference, HASHES_KEPT, SnapshotHashes};
+
 /// Where a snapshot stands and what it holds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SnapshotMeta {

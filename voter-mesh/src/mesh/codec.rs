@@ -27,6 +27,7 @@
 //! | 14, 15 | `Admin`, `AdminReply` | CBOR [nonce, request or result] | |
 //! | 16 | [`FormMessage`] | CBOR | |
 //! | 17, 18 | [`Control`]: alive, bye | | |
+//! | 20 | `SnapshotHashes` | run u64; state's SHA-256 [32]; sessions' SHA-256 [32] | |
 //! | 32–42 | [`super::bulk`] | | |
 //! | 64–67 | [`super::handshake`] | | |
 
@@ -39,6 +40,7 @@ use super::forming::FormMessage;
 use super::message::{BatchId, ForwardRefusal, Message, ReadNonce, ReadRefusal, RejectHint};
 use crate::ids::{Incarnation, LogIndex, RaftId, RunIndex, SessionId, Term};
 use crate::run::{Run, RunError};
+use crate::snapshot::SnapshotHashes;
 
 /// Bytes of one frame behind its length field. Holds one run of the largest size with room for more; bounds what a peer can make
 /// this process buffer.
@@ -83,6 +85,7 @@ pub(super) mod kind {
     pub(crate) const ALIVE: u8 = 17;
     pub(crate) const BYE: u8 = 18;
     pub(crate) const COMMIT: u8 = 19;
+    pub(crate) const SNAPSHOT_HASHES: u8 = 20;
     pub(crate) const SNAPSHOT_BEGIN: u8 = 32;
     pub(crate) const SNAPSHOT_ACCEPT: u8 = 33;
     pub(crate) const SNAPSHOT_CHUNK: u8 = 34;
@@ -307,6 +310,9 @@ pub fn encode(message: &MeshMessage, to: &mut impl Extend<Bytes>) -> Result<usiz
             }
             finish(buffer, to)
         }
+        Message::SnapshotHashes(SnapshotHashes { run, state, sessions }) => {
+            finish(fixed(kind::SNAPSHOT_HASHES, &[run.0], &[*state, *sessions].concat(), 0)?, to)
+        }
         Message::Admin { nonce, request } => finish(cbor_frame(kind::ADMIN, &(nonce, request))?, to),
         Message::AdminReply { nonce, result } => finish(cbor_frame(kind::ADMIN_REPLY, &(nonce, result))?, to),
     }
@@ -455,6 +461,11 @@ pub fn decode(frame: Bytes) -> Result<MeshMessage, CodecError> {
             let detached = attached.split_off(count);
             Message::SessionActivity { attached, detached }
         }
+        kind::SNAPSHOT_HASHES => Message::SnapshotHashes(SnapshotHashes {
+            run: RunIndex(fields.u64()?),
+            state: fields.array()?,
+            sessions: fields.array()?,
+        }),
         kind::ADMIN => {
             let (nonce, request) = from_cbor(fields.rest())?;
             Message::Admin { nonce, request }
@@ -488,6 +499,12 @@ impl<'a> Fields<'a> {
 
     fn i32(&mut self) -> Result<i32, CodecError> {
         self.0.try_get_i32_le().map_err(|_| CodecError::Truncated)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
+        let (array, rest) = self.0.split_first_chunk().ok_or(CodecError::Truncated)?;
+        self.0 = rest;
+        Ok(*array)
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, CodecError> {

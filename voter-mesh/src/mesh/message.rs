@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Incarnation, LogIndex, RaftId, RunIndex, SessionId, Term};
 use crate::run::Run;
+use crate::snapshot::SnapshotHashes;
 
 /// A batch of entries that an entry server forwards; its own counter, unique within its incarnation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
@@ -159,6 +160,8 @@ pub enum Message {
         /// Detached since.
         detached: Vec<SessionId>,
     },
+    /// The sender's snapshot of a run is durable, and this is what it hashes to. For all members, not only the leader.
+    SnapshotHashes(SnapshotHashes),
     /// An administrator's request on its way to the leader.
     Admin {
         /// Names the request in the answer.
