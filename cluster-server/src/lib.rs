@@ -14,6 +14,7 @@ pub mod mesh;
 mod node;
 mod relay_port;
 pub mod status;
+mod throttle;
 pub mod tools;
 
 pub use cluster::{AdminError, DamagePolicy, NoLeader, ServerCluster, ServerClusterBuilder, ServerGone, ShutdownError, StartError};

@@ -40,6 +40,10 @@ pub struct ServerLimits {
     /// Bytes of verdicts kept in memory, one bit for each entry of the log. Default 64 MiB, enough for 500 million; beyond it the
     /// oldest runs are not served to clients any more.
     pub verdict_bytes_max: usize,
+    /// Percent of one core that writing a snapshot may take; 0, or 100 and above: all of it. Default 30: commands are answered as
+    /// quickly as before while a large state is written. Full speed where a follower waits for the snapshot, and where the next one
+    /// is due before it is written: the log would grow faster than it can be trimmed.
+    pub snapshot_cpu_percent: u32,
     /// Bytes of one segment of the log. Default 64 MiB.
     pub segment_bytes: u64,
 }
@@ -64,6 +68,7 @@ impl Default for ServerLimits {
             log_retain_bytes: 256 << 20,
             fill_ms: 10_000,
             verdict_bytes_max: 64 << 20,
+            snapshot_cpu_percent: 30,
             segment_bytes: 64 << 20,
         }
     }

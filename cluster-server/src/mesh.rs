@@ -131,24 +131,34 @@ pub trait MeshOwner {
     /// The link has ended.
     fn link_down(&self, seat: Seat, incarnation: Incarnation, how: Disconnect);
 
-    /// A peer would send a snapshot. Returns where its bytes go.
-    ///
-    /// # Errors
-    /// The reason why not, in words for the peer's log.
-    fn snapshot_begin(&self, from: Seat, incarnation: Incarnation, offer: SnapshotOffer) -> Result<Box<dyn SnapshotSink>, String>;
+    /// A peer would send a snapshot: where its bytes go, or the reason why not, in words for the peer's log.
+    fn snapshot_begin(&self, from: Seat, incarnation: Incarnation, offer: SnapshotOffer) -> SinkFuture;
 
     /// A peer asks for runs `first` to `last` of this server's log. The first of them, at most about
     /// [`RUNS_BYTES_MAX`](voter_mesh::mesh::bulk::RUNS_BYTES_MAX), are sent when the future ends; it must end by itself.
     fn runs_asked(&self, from: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer>;
 }
 
-/// Where the bytes of a snapshot go that a peer sends. Dropped unfinished when the transfer or its link breaks off.
-pub trait SnapshotSink {
-    /// The next bytes, in order; at most 64 KiB. Taken in before this returns: the sender's credit follows from it.
+/// Where the bytes of a snapshot go, when that is known, or why they are not taken.
+pub type SinkFuture = LocalBoxFuture<'static, Result<Box<dyn SnapshotSink>, String>>;
+
+/// A snapshot's file, as its sender has it. Read on threads where that may take its time.
+pub trait SnapshotSource: Send + Sync + 'static {
+    /// The bytes from `offset` on: so many, or less at the end.
     ///
     /// # Errors
-    /// The reason to give up, in words for the peer's log.
-    fn chunk(&mut self, offset: u64, bytes: Bytes) -> Result<(), String>;
+    /// The file cannot be read; the transfer ends.
+    fn read(&self, offset: u64, bytes: usize) -> io::Result<Bytes>;
+}
+
+/// Where the bytes of a snapshot go that a peer sends. Dropped unfinished when the transfer or its link breaks off.
+pub trait SnapshotSink {
+    /// How many bytes are there already, from an earlier transfer of the same file: the sender goes on behind them.
+    fn offset(&self) -> u64;
+
+    /// The next bytes, in order; never more than the credit. The sender gets new credit when the future ends, with the sink for the
+    /// bytes that come then, or with the reason to give up, in words for the peer's log.
+    fn write(self: Box<Self>, chunks: Vec<Bytes>) -> SinkFuture;
 
     /// All bytes have come: verify them, make them durable, hand them on. The sender is told when the future ends.
     fn finish(self: Box<Self>) -> LocalBoxFuture<'static, Result<(), String>>;

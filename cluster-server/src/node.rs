@@ -39,6 +39,7 @@ mod jobs;
 mod owner;
 mod recovering;
 mod running;
+mod snapshots;
 mod stage;
 mod status;
 

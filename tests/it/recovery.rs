@@ -13,7 +13,7 @@ use bytes::Bytes;
 use cluster_client::LogIndex;
 use cluster_server::mesh::{
     Disconnect, Link, Mesh, MeshLimits, MeshMessage, MeshOptions, MeshOwner, MeshSecret, PeerHello, RunsAnswer, SelfHello,
-    SnapshotOffer, SnapshotSink,
+    SinkFuture, SnapshotOffer,
 };
 use cluster_server::{DamagePolicy, Phase, ServerCluster, ServerLimits, ServerStatus, StartError};
 use futures_util::FutureExt;
@@ -293,8 +293,8 @@ impl MeshOwner for Stranger {
         self.link.send_replace(None);
     }
 
-    fn snapshot_begin(&self, _: Seat, _: Incarnation, _: SnapshotOffer) -> Result<Box<dyn SnapshotSink>, String> {
-        Err("none is wanted".into())
+    fn snapshot_begin(&self, _: Seat, _: Incarnation, _: SnapshotOffer) -> SinkFuture {
+        std::future::ready(Err("none is wanted".into())).boxed_local()
     }
 
     fn runs_asked(&self, _: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer> {

@@ -458,11 +458,11 @@ impl Voter {
         self.stepped();
     }
 
-    /// A leader's snapshot has come and is durable.
+    /// A leader's snapshot has come and is durable. Returns whether the log restarts behind it: [`Event::Installed`] follows then.
     ///
     /// # Errors
     /// [`MessageError`]: it cannot be this replica's; nothing has changed.
-    pub fn handle_snapshot(&mut self, from: RaftId, term: Term, meta: SnapshotMeta, now: Time) -> Result<(), MessageError> {
+    pub fn handle_snapshot(&mut self, from: RaftId, term: Term, meta: SnapshotMeta, now: Time) -> Result<bool, MessageError> {
         self.begin(now);
         if !self.peers.contains(&from) || from == self.options.id {
             return Err(MessageError::Stranger(from));
@@ -492,7 +492,8 @@ impl Voter {
         message.set_snapshot(storage::snapshot(&meta));
         self.step(message);
         let after = pending(&self.raw);
-        if after != before && after == Some(run.0) {
+        let restarts = after != before && after == Some(run.0);
+        if restarts {
             self.raw.mut_store().restart(&meta);
             self.handed = meta.tail;
             self.config_pending = None;
@@ -503,7 +504,7 @@ impl Voter {
             self.book.send_all_again(now);
         }
         self.stepped();
-        Ok(())
+        Ok(restarts)
     }
 
     /// The owner's own snapshot is durable: the newest one for peers.

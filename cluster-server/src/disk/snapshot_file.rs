@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use voter_mesh::ids::Identity;
 use voter_mesh::snapshot::{Hashing, SnapshotMeta};
 
@@ -12,7 +13,7 @@ use super::data_dir::DataDir;
 use super::error::{At, DiskError};
 use super::file_system::{DiskFile, FileSystem, Open, OsFiles};
 use super::files::{self, Stream};
-use super::snapshots::{CHUNK_BYTES, Chunked, HEADER_BYTES, SnapshotIndex, read_index, snapshot_path};
+use super::snapshots::{CHUNK_BYTES, Chunked, HEADER_BYTES, ReadIndex, SnapshotIndex, read_index, snapshot_path};
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -24,6 +25,8 @@ pub struct SnapshotFile {
     index: SnapshotIndex,
     /// Where the index begins, and the sections end.
     index_at: u64,
+    hash: [u8; 32],
+    bytes: u64,
 }
 
 /// A file among a server's snapshots, and what opening it came to.
@@ -71,8 +74,8 @@ impl SnapshotFile {
 
     /// Reads what must be right before anything else is believed; it must be of `identity` where that is given.
     pub(super) fn new(file: Arc<dyn DiskFile>, path: PathBuf, identity: Option<&Identity>) -> Result<Self, DiskError> {
-        let (index, index_at) = read_index(&*file, &path, identity)?;
-        Ok(Self { file, path, index, index_at })
+        let ReadIndex { index, at: index_at, hash, bytes } = read_index(&*file, &path, identity)?;
+        Ok(Self { file, path, index, index_at, hash, bytes })
     }
 
     /// Where it lies.
@@ -85,6 +88,26 @@ impl SnapshotFile {
     #[must_use]
     pub const fn meta(&self) -> &SnapshotMeta {
         &self.index.meta
+    }
+
+    /// Names the file: files of equal hashes are equal, on any server.
+    #[must_use]
+    pub const fn hash(&self) -> [u8; 32] {
+        self.hash
+    }
+
+    /// How long it is.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its bytes from `offset` on: so many, or less at the end. It can be read to its end even if it is removed meanwhile.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn read_at(&self, offset: u64, bytes: usize) -> io::Result<Bytes> {
+        files::read_at(&*self.file, offset, bytes)
     }
 
     /// Bytes that [`Self::check`] reads.
@@ -100,6 +123,11 @@ impl SnapshotFile {
     /// `Damaged` names the place; `Io`.
     pub fn check(&self, progress: &mut dyn FnMut(u64)) -> Result<(), DiskError> {
         self.check_chunks(progress)?;
+        self.check_sections(progress)
+    }
+
+    /// Unpacks both sections and compares their hashes.
+    pub(super) fn check_sections(&self, progress: &mut dyn FnMut(u64)) -> Result<(), DiskError> {
         let meta = &self.index.meta;
         self.check_section(self.state_place(), meta.state_hash, "state", progress)?;
         self.check_section(self.sessions_place(), meta.sessions_hash, "session table", progress)
@@ -107,16 +135,20 @@ impl SnapshotFile {
 
     /// Reads it through once, every chunk against its hash.
     pub(super) fn check_chunks(&self, progress: &mut dyn FnMut(u64)) -> Result<(), DiskError> {
+        match self.bad_chunk(progress)? {
+            None => Ok(()),
+            Some(at) => Err(self.damaged(format!("the MiB at byte {at} does not have its hash"))),
+        }
+    }
+
+    /// Reads it through once; where the first chunk begins that does not have its hash.
+    pub(super) fn bad_chunk(&self, progress: &mut dyn FnMut(u64)) -> Result<Option<u64>, DiskError> {
         let mut hashes = Chunked::new(io::sink());
         io::copy(&mut self.read((0, self.index_at), progress), &mut hashes).at("read", &self.path)?;
         let (expected, (_, found)) = (&self.index.chunks, hashes.finish());
-        match expected.chunks(32).zip(found.chunks(32)).position(|(expected, found)| expected != found) {
-            None if expected.len() == found.len() => Ok(()),
-            chunk => {
-                let chunk = chunk.unwrap_or(found.len() / 32);
-                Err(self.damaged(format!("the MiB at byte {} does not have its hash", chunk * CHUNK_BYTES)))
-            }
-        }
+        let bad = expected.chunks(32).zip(found.chunks(32)).position(|(expected, found)| expected != found);
+        let missing = (found.len() < expected.len()).then_some(found.len() / 32);
+        Ok(bad.or(missing).map(|chunk| (chunk * CHUNK_BYTES) as u64))
     }
 
     /// The state, as its machine wrote it.

@@ -2,11 +2,15 @@
 //!
 //! A file is written, or received from a peer, under a temporary name; it gets its real one when it is whole, checked and synced. So
 //! whatever stands under a real name was good once, and opening the store checks that it still is.
+//!
+//! What has come of a peer's file outlives the transfer and the process: its name holds the hash of the whole, so that the next
+//! transfer of the same file goes on behind it, from whichever server. There is one such part at most.
 
 use std::io::{self, BufReader, BufWriter, IoSlice, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use voter_mesh::ids::{ClusterId, Epoch, Identity, RoomId, RunIndex, Term};
@@ -72,20 +76,25 @@ struct Inner {
 struct Kept {
     metas: Vec<SnapshotMeta>,
     temporary_ever: u64,
+    /// What has come of a peer's file.
+    part: Option<PathBuf>,
+    /// Counts what was begun to be received; only the last may write.
+    receiving: u64,
 }
 
 impl SnapshotStore {
-    /// Opens the store: removes what interrupted writes left, and reads every snapshot through once to check it. A damaged one is
-    /// passed over with an error in the log, and goes when the next is written.
+    /// Opens the store: removes what interrupted writes left, keeps the newest part of a peer's file, and reads every snapshot
+    /// through once to check it. A damaged one is passed over with an error in the log, and goes when the next is written.
     ///
     /// # Errors
     /// `Foreign` and `Newer`, with nothing changed; `Io`.
     pub fn open(dir: &DataDir, identity: Identity) -> Result<Self, DiskError> {
         let (files, directory) = (Arc::clone(dir.files()), dir.snapshots_path());
-        let mut metas = Vec::new();
+        let (mut metas, mut parts) = (Vec::new(), Vec::new());
         for (name, path) in files::list(&*files, &directory)? {
             match name.rsplit_once('.') {
                 Some((_, "tmp")) => files::remove(&*files, &path)?,
+                Some((_, "part")) => parts.push(path),
                 Some((_, "snap")) => {
                     let file = files::open(&*files, &path, Open::Read)?;
                     let whole = SnapshotFile::new(file, path.clone(), Some(&identity))
@@ -101,8 +110,12 @@ impl SnapshotStore {
             }
         }
         metas.sort_by_key(|meta| meta.tail.run);
-        let kept = Mutex::new(Kept { metas, temporary_ever: 0 });
-        Ok(Self { inner: Arc::new(Inner { files, directory, identity, kept }) })
+        // Names sort as their runs do.
+        let part = parts.pop().filter(|part| metas.last().is_none_or(|newest| *part > snapshot_path(&directory, &newest.tail)));
+        let kept = Mutex::new(Kept { metas, part, ..Kept::default() });
+        let store = Self { inner: Arc::new(Inner { files, directory, identity, kept }) };
+        store.tidy(&store.kept(), "part")?;
+        Ok(store)
     }
 
     /// The newest whole snapshot.
@@ -133,14 +146,17 @@ impl SnapshotStore {
         state: impl FnOnce(&mut dyn Write) -> io::Result<()>,
         sessions: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<SnapshotMeta, DiskError> {
-        let temporary = self.temporary(&meta.tail)?;
+        let mut temporary = self.temporary(&meta.tail)?;
         check_identity(&temporary.path, &meta.identity, &self.inner.identity)?;
         let mut to = BufWriter::with_capacity(256 << 10, Stream::new(Arc::clone(&temporary.file), 0));
         let meta = write_snapshot(&mut to, meta, state, sessions)
             .and_then(|meta| to.flush().map(|()| meta))
             .at("write", &temporary.path)?;
         drop(to);
-        self.adopt(temporary, meta)
+        files::sync_data(&*temporary.file, &temporary.path)?;
+        let meta = self.adopt(&temporary.path, meta)?;
+        temporary.keep = true;
+        Ok(meta)
     }
 
     /// The state of a snapshot, as its machine wrote it. Whoever reads it compares its hash with the meta's.
@@ -159,29 +175,59 @@ impl SnapshotStore {
         self.open_section(meta, |index| (HEADER_BYTES as u64 + index.state_bytes, index.sessions_bytes))
     }
 
-    /// The whole file, for a peer, and its length. It can be read to its end even if it is removed meanwhile.
+    /// The whole file, for a peer. It can be read to its end even if it is removed meanwhile.
     ///
     /// # Errors
-    /// `Io` if it is gone already.
-    pub fn open_raw(&self, meta: &SnapshotMeta) -> Result<(impl Read + Send + use<>, u64), DiskError> {
+    /// `Io` if it is gone already; `Damaged`.
+    pub fn open_file(&self, meta: &SnapshotMeta) -> Result<SnapshotFile, DiskError> {
         let path = snapshot_path(&self.inner.directory, &meta.tail);
         let file = files::open(&*self.inner.files, &path, Open::Read)?;
-        let bytes = file.len().at("inspect", &path)?;
-        Ok((Stream::new(file, 0), bytes))
+        SnapshotFile::new(file, path, Some(&self.inner.identity))
     }
 
-    /// Begins to take a peer's snapshot file of `total` bytes that is said to hold `meta`.
+    /// Reads a snapshot through again, as [`SnapshotStore::open`] does. A damaged one does not count any more from then on. It blocks for
+    /// as long as the disk takes; use a thread for it.
+    ///
+    /// # Errors
+    /// `Damaged`; `Io`.
+    pub fn check(&self, meta: &SnapshotMeta) -> Result<(), DiskError> {
+        let checked = self.open_file(meta).and_then(|file| file.check_chunks(&mut |_| ()));
+        if let Err(DiskError::Damaged { .. }) = &checked {
+            self.kept().metas.retain(|other| other.tail != meta.tail);
+        }
+        checked
+    }
+
+    /// Begins to take a peer's snapshot file of `total` bytes that is said to hold `meta` and to have this hash
+    /// ([`SnapshotFile::hash`]), or goes on where an earlier attempt at the same file ended. What was being received before, or was
+    /// left of another file, is given up.
     ///
     /// # Errors
     /// `Foreign` if it is of another history; `Damaged` if it is over [`SNAPSHOT_BYTES_MAX`]; `Io`.
-    pub fn begin_receive(&self, meta: &SnapshotMeta, total: u64) -> Result<Receiving, DiskError> {
-        let temporary = self.temporary(&meta.tail)?;
-        check_identity(&temporary.path, &meta.identity, &self.inner.identity)?;
+    pub fn begin_receive(&self, meta: &SnapshotMeta, total: u64, hash: [u8; 32]) -> Result<Receiving, DiskError> {
+        let name = hash
+            .iter()
+            .fold(format!("{:016x}-{:016x}-", meta.tail.run.0, meta.tail.term.0), |name, byte| name + &format!("{byte:02x}"));
+        let path = self.inner.directory.join(name + ".part");
+        check_identity(&path, &meta.identity, &self.inner.identity)?;
         if total > SNAPSHOT_BYTES_MAX {
             let why = format!("{total} bytes are over the limit of {SNAPSHOT_BYTES_MAX}");
-            return Err(DiskError::Damaged { path: temporary.path.clone(), why });
+            return Err(DiskError::Damaged { path, why });
         }
-        Ok(Receiving { store: self.clone(), temporary, meta: meta.clone(), total, received: 0 })
+        let mut kept = self.kept();
+        kept.receiving += 1;
+        let again = kept.part.take().filter(|part| *part == path);
+        let how = if again.is_some() { Open::Write } else { Open::New };
+        kept.part = again;
+        self.tidy(&kept, "part")?;
+        let file = files::open(&*self.inner.files, &path, how)?;
+        kept.part = Some(path.clone());
+        let mut received = file.len().at("inspect", &path)?;
+        if received > total {
+            file.set_len(0).at("truncate", &path)?;
+            received = 0;
+        }
+        Ok(Receiving { store: self.clone(), number: kept.receiving, file, path, hash, meta: meta.clone(), total, received })
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -199,25 +245,35 @@ impl SnapshotStore {
         Ok(Temporary { file: files::open(&*files, &path, Open::New)?, files, path, keep: false })
     }
 
-    /// Gives a whole file its real name, and lets the oldest go.
-    fn adopt(&self, mut temporary: Temporary, meta: SnapshotMeta) -> Result<SnapshotMeta, DiskError> {
-        files::sync_data(&*temporary.file, &temporary.path)?;
+    /// Gives a whole, synced file its real name, and lets the oldest go.
+    fn adopt(&self, from: &Path, meta: SnapshotMeta) -> Result<SnapshotMeta, DiskError> {
         // Held over the rename: two that end at once keep the same two.
         let mut kept = self.kept();
-        files::rename(&*self.inner.files, &temporary.path, &snapshot_path(&self.inner.directory, &meta.tail))?;
-        temporary.keep = true;
+        let name = snapshot_path(&self.inner.directory, &meta.tail);
+        files::rename(&*self.inner.files, from, &name)?;
         kept.metas.retain(|other| other.tail.run != meta.tail.run || other.tail.term != meta.tail.term);
         kept.metas.push(meta.clone());
         kept.metas.sort_by_key(|meta| meta.tail.run);
+        // Names sort as their runs do.
+        kept.part = kept.part.take().filter(|part| *part > name);
         let excess = kept.metas.len().saturating_sub(KEPT);
         kept.metas.drain(..excess);
-        let names: Vec<_> = kept.metas.iter().map(|meta| snapshot_path(&self.inner.directory, &meta.tail)).collect();
-        for (_, path) in files::list(&*self.inner.files, &self.inner.directory)? {
-            if path.extension().is_some_and(|extension| extension == "snap") && !names.contains(&path) {
+        self.tidy(&kept, "snap")?;
+        self.tidy(&kept, "part")?;
+        Ok(meta)
+    }
+
+    /// Removes the files of this kind that do not count.
+    fn tidy(&self, kept: &Kept, kind: &str) -> Result<(), DiskError> {
+        let directory = &self.inner.directory;
+        for (_, path) in files::list(&*self.inner.files, directory)? {
+            let counts =
+                kept.part.as_ref() == Some(&path) || kept.metas.iter().any(|meta| snapshot_path(directory, &meta.tail) == path);
+            if !counts && path.extension().is_some_and(|extension| extension == kind) {
                 files::remove(&*self.inner.files, &path)?;
             }
         }
-        Ok(meta)
+        Ok(())
     }
 
     fn open_section(
@@ -227,43 +283,45 @@ impl SnapshotStore {
     ) -> Result<Box<dyn Read + Send>, DiskError> {
         let path = snapshot_path(&self.inner.directory, &meta.tail);
         let file = files::open(&*self.inner.files, &path, Open::Read)?;
-        let (index, _) = read_index(&*file, &path, Some(&self.inner.identity))?;
+        let ReadIndex { index, .. } = read_index(&*file, &path, Some(&self.inner.identity))?;
         let (at, bytes) = place(&index);
         Ok(Box::new(section(&file, at, bytes).at("read", &path)?))
     }
 }
 
-/// A snapshot that is coming in from a peer. Dropped before [`Receiving::finish`], nothing is left of it.
+/// A snapshot that is coming in from a peer. Dropped before [`Receiving::finish`], what has come stays for the next attempt.
 #[derive(Debug)]
 pub struct Receiving {
     store: SnapshotStore,
-    temporary: Temporary,
+    number: u64,
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    hash: [u8; 32],
     meta: SnapshotMeta,
     total: u64,
     received: u64,
 }
 
 impl Receiving {
-    /// How many bytes have come: the offset that the next chunk must have.
+    /// How many bytes have come: the offset of those that come next.
     #[must_use]
     pub const fn received(&self) -> u64 {
         self.received
     }
 
-    /// Takes the next bytes.
+    /// Takes the next bytes. It blocks for as long as the disk takes; use a thread for it.
     ///
     /// # Errors
-    /// `Damaged` if they do not begin where the last ones ended, or go past the total: nothing was taken, and the right chunk may
-    /// still come. `Io`.
-    pub fn chunk(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        let path = &self.temporary.path;
-        if offset != self.received || bytes.len() as u64 > self.total - self.received {
-            let why =
-                format!("a chunk at {offset} of {} bytes came when {} of {} were there", bytes.len(), self.received, self.total);
-            return Err(DiskError::Damaged { path: path.clone(), why });
+    /// `Damaged` if they go past the total, or another transfer has begun since: nothing was taken. `Io`.
+    pub fn write(&mut self, chunks: &[Bytes]) -> Result<(), DiskError> {
+        self.check_current()?;
+        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        if bytes > self.total - self.received {
+            return Err(self.damaged(format!("{bytes} bytes came when {} of {} were there", self.received, self.total)));
         }
-        files::write_slices_at(&*self.temporary.file, path, &mut [IoSlice::new(bytes)], offset)?;
-        self.received += bytes.len() as u64;
+        let mut slices: Vec<_> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
+        files::write_slices_at(&*self.file, &self.path, &mut slices, self.received)?;
+        self.received += bytes;
         Ok(())
     }
 
@@ -271,17 +329,46 @@ impl Receiving {
     /// long as the disk takes; use a thread for it.
     ///
     /// # Errors
-    /// `Damaged`, `Foreign`, `Newer`, `Io`: nothing is left of it.
+    /// `Damaged`: what is good of it, up to the first bad chunk, stays for the next attempt. `Foreign`, `Newer`: nothing stays. `Io`.
     pub fn finish(self) -> Result<SnapshotMeta, DiskError> {
-        let Self { store, temporary, meta, .. } = self;
-        let damaged = |why: String| DiskError::Damaged { path: temporary.path.clone(), why };
-        let file = SnapshotFile::new(Arc::clone(&temporary.file), temporary.path.clone(), Some(&store.inner.identity))?;
-        let found = file.meta();
-        if *found != meta {
-            return Err(damaged(format!("it holds run {} of term {}, or not what was announced", found.tail.run, found.tail.term)));
+        self.check_current()?;
+        files::sync_data(&*self.file, &self.path)?;
+        match self.good_bytes() {
+            Ok(None) => self.store.adopt(&self.path, self.meta.clone()),
+            Ok(Some(good)) => {
+                self.file.set_len(good).at("truncate", &self.path)?;
+                Err(self.damaged(format!("the MiB at byte {good} does not have its hash")))
+            }
+            Err(error @ DiskError::Io { .. }) => Err(error),
+            Err(error) => {
+                self.store.kept().part = None;
+                files::remove(&*self.store.inner.files, &self.path)?;
+                Err(error)
+            }
         }
-        file.check(&mut |_| ())?;
-        store.adopt(temporary, meta)
+    }
+
+    /// How much is good of a file that is otherwise what was announced, if not all.
+    fn good_bytes(&self) -> Result<Option<u64>, DiskError> {
+        let file = SnapshotFile::new(Arc::clone(&self.file), self.path.clone(), Some(&self.store.inner.identity))?;
+        if (file.hash(), file.meta()) != (self.hash, &self.meta) {
+            let tail = &file.meta().tail;
+            return Err(self.damaged(format!("it holds run {} of term {}, or not what was announced", tail.run, tail.term)));
+        }
+        let bad = file.bad_chunk(&mut |_| ())?;
+        if bad.is_none() {
+            file.check_sections(&mut |_| ())?;
+        }
+        Ok(bad)
+    }
+
+    fn check_current(&self) -> Result<(), DiskError> {
+        let current = self.store.kept().receiving == self.number;
+        if current { Ok(()) } else { Err(self.damaged("another transfer has begun since".into())) }
+    }
+
+    fn damaged(&self, why: String) -> DiskError {
+        DiskError::Damaged { path: self.path.clone(), why }
     }
 }
 
@@ -434,9 +521,20 @@ fn check_identity(path: &Path, found: &Identity, expected: &Identity) -> Result<
     Err(DiskError::Foreign { path: path.into(), found: name(found), expected: name(expected) })
 }
 
-/// Reads and checks header, trailer and index, which must be `identity`'s where that is given; returns the index and where it
-/// begins. The sections are not looked at.
-pub(super) fn read_index(file: &dyn DiskFile, path: &Path, identity: Option<&Identity>) -> Result<(SnapshotIndex, u64), DiskError> {
+/// What stands behind a file's sections.
+pub(super) struct ReadIndex {
+    pub(super) index: SnapshotIndex,
+    /// Where it begins, and the sections end.
+    pub(super) at: u64,
+    /// SHA-256 of its bytes, and so of the whole file.
+    pub(super) hash: [u8; 32],
+    /// The file's.
+    pub(super) bytes: u64,
+}
+
+/// Reads and checks header, trailer and index, which must be `identity`'s where that is given; the
+/// sections are not looked at.
+pub(super) fn read_index(file: &dyn DiskFile, path: &Path, identity: Option<&Identity>) -> Result<ReadIndex, DiskError> {
     let damaged = |why: &str| DiskError::Damaged { path: path.into(), why: why.into() };
     let bytes = file.len().at("inspect", path)?;
     if bytes < (HEADER_BYTES + TRAILER_BYTES) as u64 {
@@ -466,7 +564,8 @@ pub(super) fn read_index(file: &dyn DiskFile, path: &Path, identity: Option<&Ide
         return Err(damaged("its index is over the limit"));
     }
     let index = files::read_at(file, at, index_bytes as usize).at("read", path)?;
-    if Sha256::digest(&index)[..] != trailer[24..56] {
+    let hash = <[u8; 32]>::from(Sha256::digest(&index));
+    if hash[..] != trailer[24..56] {
         return Err(damaged("its index's hash does not match"));
     }
     let index: SnapshotIndex = ciborium::from_reader(index.as_ref()).map_err(|error| damaged(&error.to_string()))?;
@@ -479,7 +578,7 @@ pub(super) fn read_index(file: &dyn DiskFile, path: &Path, identity: Option<&Ide
     if named != (index.meta.tail.run, index.meta.tail.term) {
         return Err(damaged("header and index name different runs"));
     }
-    Ok((index, at))
+    Ok(ReadIndex { index, at, hash, bytes })
 }
 
 /// Reads a block; one that the file is too short for is zeros, which no checksum matches.

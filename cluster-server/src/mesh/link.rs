@@ -2,32 +2,32 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io::{self, Read};
+use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use voter_mesh::ids::{Identity, RaftId, RunIndex, Term};
+use voter_mesh::ids::{Identity, RaftId, RunIndex};
 use voter_mesh::log::NoRuns;
 use voter_mesh::mesh::bulk::SnapshotOffer;
 use voter_mesh::mesh::codec::{MeshMessage, encode};
 use voter_mesh::mesh::handshake::PeerHello;
 use voter_mesh::mesh::links::{Ending, LinkName};
-use voter_mesh::snapshot::SnapshotMeta;
 
 use super::bulk::Bulk;
 use super::connection::Connection;
 use super::runs::RunsAnswer;
-use super::{MeshCounters, MeshLimits};
+use super::{MeshCounters, MeshLimits, SnapshotSource};
 
 /// The message was not taken: too much waits to be written, or the link has ended. Raft repeats what matters.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 #[error("the link is full or has ended")]
 pub struct LinkFull;
 
-/// Why a snapshot was not sent. The receiver keeps nothing of it.
+/// Why a snapshot was not sent. What the receiver has of it, it may keep for the next attempt.
 #[derive(Debug, Error)]
 pub enum SnapshotError {
     /// There is no `bulk` connection, or it broke.
@@ -111,15 +111,16 @@ impl Link {
         self.0.connection.close(Ending::Ours);
     }
 
-    /// Streams `total` bytes of `from` to the peer, in pieces of 64 KiB that are read when there is credit for them, and waits until
-    /// the peer has verified them and made them durable. One at a time for each link. Dropping the future takes it back.
+    /// Streams what `offer` announces to the peer, from where the peer has it not yet, in pieces that are read on another thread when
+    /// there is credit for them, and waits until the peer has verified the whole and made it durable. One at a time for each link.
+    /// Dropping the future takes it back.
     ///
     /// # Errors
     /// [`SnapshotError`].
-    pub async fn send_snapshot(&self, term: Term, meta: SnapshotMeta, total: u64, from: impl Read) -> Result<(), SnapshotError> {
+    pub async fn send_snapshot(&self, offer: SnapshotOffer, from: Arc<dyn SnapshotSource>) -> Result<(), SnapshotError> {
         let bulk = timeout(Duration::from_millis(self.0.limits.handshake_ms), self.bulk()).await;
         let bulk = bulk.ok().flatten().ok_or(SnapshotError::Unlinked)?;
-        bulk.send(SnapshotOffer { term, total, meta }, from).await
+        bulk.send(offer, from).await
     }
 
     /// Asks the peer for runs `first` to `last`: the first of them, at least one. One question at a time for each link; dropping the

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
-use std::io::Read;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
@@ -47,6 +47,8 @@ struct Owner {
     received: Rc<RefCell<Vec<u8>>>,
     /// The log that peers may ask for; without one, no question is ever answered.
     runs: RefCell<Option<Vec<Run>>>,
+    /// Whose beginning `received` is.
+    kept: Cell<Option<[u8; 32]>>,
 }
 
 impl Owner {
@@ -72,6 +74,13 @@ impl Owner {
     /// Waits until this was told.
     async fn sees(&self, expected: Seen) {
         self.until(|owner| owner.seen.borrow().contains(&expected).then_some(())).await;
+    }
+
+    /// Waits until so many bytes of a snapshot have come.
+    async fn until_received(&self, bytes: usize) {
+        while self.received.borrow().len() < bytes {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Waits for the live link to a seat.
@@ -101,14 +110,17 @@ impl MeshOwner for Owner {
         self.see(Down(seat.0, incarnation.0, how));
     }
 
-    fn snapshot_begin(&self, _: Seat, _: Incarnation, _: SnapshotOffer) -> Result<Box<dyn SnapshotSink>, String> {
-        match self.refuses.borrow().clone() {
+    fn snapshot_begin(&self, _: Seat, _: Incarnation, offer: SnapshotOffer) -> SinkFuture {
+        let answer: Result<Box<dyn SnapshotSink>, _> = match self.refuses.borrow().clone() {
             Some(reason) => Err(reason),
             None => {
-                self.received.borrow_mut().clear();
+                if self.kept.replace(Some(offer.hash)) != Some(offer.hash) {
+                    self.received.borrow_mut().clear();
+                }
                 Ok(Box::new(Sink(Rc::clone(&self.received))))
             }
-        }
+        };
+        async move { answer }.boxed_local()
     }
 
     fn runs_asked(&self, _: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer> {
@@ -124,14 +136,18 @@ impl MeshOwner for Owner {
     }
 }
 
+/// Keeps what it has of a file for when the same one is offered again.
 struct Sink(Rc<RefCell<Vec<u8>>>);
 
 impl SnapshotSink for Sink {
-    fn chunk(&mut self, offset: u64, bytes: Bytes) -> Result<(), String> {
-        let mut received = self.0.borrow_mut();
-        assert_eq!(offset, received.len() as u64);
-        received.extend_from_slice(&bytes);
-        if received.starts_with(b"poison") { Err("poisoned".into()) } else { Ok(()) }
+    fn offset(&self) -> u64 {
+        self.0.borrow().len() as u64
+    }
+
+    fn write(self: Box<Self>, chunks: Vec<Bytes>) -> SinkFuture {
+        self.0.borrow_mut().extend_from_slice(&chunks.concat());
+        let poisoned = self.0.borrow().starts_with(b"poison");
+        async move { if poisoned { Err("poisoned".into()) } else { Ok(self as Box<dyn SnapshotSink>) } }.boxed_local()
     }
 
     fn finish(self: Box<Self>) -> LocalBoxFuture<'static, Result<(), String>> {
@@ -560,19 +576,46 @@ fn meta() -> SnapshotMeta {
     }
 }
 
+/// A file that begins with some bytes and goes on with zeros.
+struct Source {
+    begin: Vec<u8>,
+    bytes: u64,
+}
+
+impl Source {
+    fn whole(&self) -> Vec<u8> {
+        let mut whole = self.begin.clone();
+        whole.resize(self.bytes as usize, 0);
+        whole
+    }
+}
+
+impl SnapshotSource for Source {
+    fn read(&self, offset: u64, bytes: usize) -> io::Result<Bytes> {
+        let end = (offset + bytes as u64).min(self.bytes);
+        Ok((offset..end).map(|at| self.begin.get(at as usize).copied().unwrap_or(0)).collect())
+    }
+}
+
+fn offer(name: u8, total: u64) -> SnapshotOffer {
+    SnapshotOffer { term: Term(3), total, hash: [name; 32], meta: meta() }
+}
+
 #[tokio::test]
 async fn a_snapshot_streams_beside_the_heartbeats_in_either_direction() {
     LocalSet::new()
         .run_until(async {
             let meshes = meshes(1..3).await;
-            let state: Vec<u8> = (0..5_000_000_u32).map(|at| (at / 7) as u8).collect();
-            for (from, to) in [(1, 2), (2, 1), (1, 2)] {
+            let begin: Vec<u8> = (0..5_000_000_u32).map(|at| (at / 7) as u8).collect();
+            let source = Arc::new(Source { bytes: begin.len() as u64, begin });
+            for (name, from, to) in [(1, 1, 2), (2, 2, 1), (3, 1, 2)] {
                 let (sender, receiver) = (&meshes[from - 1].1, &meshes[to - 1].1);
                 let link = sender.link(to as u16).await;
-                link.send_snapshot(Term(3), meta(), state.len() as u64, &state[..]).await.unwrap();
-                assert_eq!(*receiver.received.borrow(), state);
+                link.send_snapshot(offer(name, source.bytes), Arc::clone(&source) as _).await.unwrap();
+                assert_eq!(*receiver.received.borrow(), source.begin);
             }
-            meshes[0].1.link(2).await.send_snapshot(Term(3), meta(), 0, std::io::empty()).await.unwrap();
+            let nothing = Source { begin: Vec::new(), bytes: 0 };
+            meshes[0].1.link(2).await.send_snapshot(offer(4, 0), Arc::new(nothing)).await.unwrap();
         })
         .await;
 }
@@ -583,25 +626,61 @@ async fn a_snapshot_that_is_not_wanted_breaks_off_or_rots_says_so_and_the_next_o
         .run_until(async {
             let meshes = meshes(1..3).await;
             let (link, receiver) = (meshes[0].1.link(2).await, &meshes[1].1);
-            let send =
-                |state: &'static [u8], total| link.send_snapshot(Term(3), meta(), total, Read::chain(state, std::io::repeat(0)));
+            let name = Cell::new(0);
+            let send = |begin: &[u8], bytes, total| {
+                name.set(name.get() + 1);
+                link.send_snapshot(offer(name.get(), total), Arc::new(Source { begin: begin.to_vec(), bytes }))
+            };
             let refused = |result, reason: &str| assert!(matches!(result, Err(SnapshotError::Refused(why)) if why == reason));
 
             *receiver.refuses.borrow_mut() = Some("busy with another".into());
-            refused(send(b"", 10).await, "busy with another");
+            refused(send(b"", 10, 10).await, "busy with another");
             *receiver.refuses.borrow_mut() = None;
-            refused(send(b"poison", 10 << 20).await, "poisoned");
-            refused(send(b"rotten", 10 << 20).await, "does not verify");
-            let short = link.send_snapshot(Term(3), meta(), 100_000, std::io::repeat(0).take(70_000)).await;
-            assert!(matches!(short, Err(SnapshotError::Read(_))));
+            refused(send(b"poison", 10 << 20, 10 << 20).await, "poisoned");
+            refused(send(b"rotten", 10 << 20, 10 << 20).await, "does not verify");
+            assert!(matches!(send(b"", 70_000, 100_000).await, Err(SnapshotError::Read(_))));
 
             // One at a time; a dropped one is taken back.
-            let mut first = Box::pin(send(b"", 100 << 20));
+            let mut first = Box::pin(send(b"", 100 << 20, 100 << 20));
             assert!((&mut first).now_or_never().is_none());
-            assert!(matches!(send(b"", 1).await, Err(SnapshotError::Busy)));
+            assert!(matches!(send(b"", 1, 1).await, Err(SnapshotError::Busy)));
             drop(first);
-            send(b"fine", 100_000).await.unwrap();
+            send(b"fine", 100_000, 100_000).await.unwrap();
             assert_eq!(receiver.received.borrow().len(), 100_000);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_on_where_its_link_broke_also_from_another_sender_and_another_file_begins_anew() {
+    LocalSet::new()
+        .run_until(async {
+            let meshes = meshes(1..4).await;
+            let receiver = &meshes[2].1;
+            let begin: Vec<u8> = (0..12_000_000_u32).map(|at| (at / 11) as u8).collect();
+            let source = Arc::new(Source { bytes: begin.len() as u64, begin });
+            let mut had = 0;
+            // Each of the two sends a part, and is cut off in the middle.
+            for round in 0..4 {
+                let link = meshes[round % 2].1.link(3).await;
+                let sending = link.send_snapshot(offer(1, source.bytes), Arc::clone(&source) as _);
+                let cutting = async {
+                    receiver.until_received(had + (1 << 20)).await;
+                    link.close("cut");
+                };
+                let (sent, ()) = timeout(PATIENCE, async { tokio::join!(sending, cutting) }).await.unwrap();
+                assert!(matches!(sent, Err(SnapshotError::Unlinked)));
+                link.ended().await;
+                let has = receiver.received.borrow().len();
+                assert!(has > had && source.begin.starts_with(&receiver.received.borrow()));
+                had = has;
+            }
+            let link = meshes[0].1.link(3).await;
+            link.send_snapshot(offer(1, source.bytes), Arc::clone(&source) as _).await.unwrap();
+            assert_eq!(*receiver.received.borrow(), source.begin);
+            let other = Arc::new(Source { begin: b"other".to_vec(), bytes: 1 << 20 });
+            link.send_snapshot(offer(2, other.bytes), Arc::clone(&other) as _).await.unwrap();
+            assert_eq!(*receiver.received.borrow(), other.whole());
         })
         .await;
 }
@@ -612,12 +691,10 @@ async fn a_snapshot_under_way_ends_with_its_link() {
         .run_until(async {
             let mut meshes = meshes(1..3).await;
             let link = meshes[0].1.link(2).await;
-            let sending = link.send_snapshot(Term(3), meta(), u64::MAX, std::io::repeat(0));
+            let endless = Source { begin: Vec::new(), bytes: u64::MAX };
+            let sending = link.send_snapshot(offer(1, u64::MAX), Arc::new(endless));
             let killing = async {
-                let received = Rc::clone(&meshes[1].1.received);
-                while received.borrow().is_empty() {
-                    tokio::task::yield_now().await;
-                }
+                meshes[1].1.until_received(1).await;
                 drop(meshes.pop());
             };
             let (sent, ()) = timeout(PATIENCE, async { tokio::join!(sending, killing) }).await.unwrap();

@@ -147,12 +147,12 @@ impl Running {
     pub(super) fn state_for_clients(&mut self, least: LogIndex, partial: Option<PartialState>, node: &Rc<Node>, now: Time) {
         let fits =
             |meta: &SnapshotMeta| partial.is_some_and(|partial| (partial.index, partial.hash) == (meta.tail.last, meta.state_hash));
-        let metas: Vec<_> = self.snapshots.all().into_iter().filter(|meta| meta.tail.last >= least).collect();
+        let metas: Vec<_> = self.store.all().into_iter().filter(|meta| meta.tail.last >= least).collect();
         let meta = metas.iter().find(|meta| fits(meta)).or(metas.last()).cloned();
         if let Some((state, _)) = meta.as_ref().and_then(|meta| self.archive.state(meta.tail.last)) {
             return self.room.handle_state(Some(state), now);
         }
-        let (writer, snapshots, node) = (Arc::clone(&self.archive.writer), Arc::clone(&self.snapshots), Rc::clone(node));
+        let (writer, snapshots, node) = (Arc::clone(&self.archive.writer), Arc::clone(&self.store), Rc::clone(node));
         tokio::task::spawn_local(async move {
             if let Some(meta) = meta {
                 let (writer, tail) = (Arc::clone(&writer), meta.tail);

@@ -1,21 +1,20 @@
 //! What the mesh tells this server: links, messages, snapshots on their way in.
 
-use std::rc::Rc;
+use std::future::ready;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
-use tracing::{debug, info, warn};
-use voter_mesh::ids::{Incarnation, RaftId, RunIndex, Seat, Term, Time};
+use tracing::{debug, warn};
+use voter_mesh::ids::{Incarnation, RunIndex, Seat, Time};
 use voter_mesh::mesh::forming::FormMessage;
 use voter_mesh::mesh::message::{AdminRequest, Message};
 use voter_mesh::raft::Peer;
 
 use super::admin::AdminWaiter;
 use super::running::Running;
-use super::{Core, Node, Stage, panic_text, recovering};
-use crate::disk::{LogReader, Receiving};
-use crate::mesh::{Disconnect, Link, MeshMessage, MeshOwner, PeerHello, RunsAnswer, SelfHello, SnapshotOffer, SnapshotSink};
+use super::{Core, Node, Stage, recovering, snapshots};
+use crate::disk::LogReader;
+use crate::mesh::{Disconnect, Link, MeshMessage, MeshOwner, PeerHello, RunsAnswer, SelfHello, SinkFuture, SnapshotOffer};
 
 /// The mesh's way into a node. A type of its own because the mesh holds on to its owner, and the node to its mesh.
 pub(super) struct Owner(pub(super) std::rc::Weak<Node>);
@@ -75,55 +74,18 @@ impl MeshOwner for Owner {
         node.wake.notify_one();
     }
 
-    fn snapshot_begin(&self, from: Seat, _incarnation: Incarnation, offer: SnapshotOffer) -> Result<Box<dyn SnapshotSink>, String> {
-        let node = self.0.upgrade().ok_or("the server is stopping")?;
-        let core = node.core.borrow();
-        let running = match &core.stage {
-            Stage::Running(running) => running,
-            Stage::Recovering(_) => return Err("the server is recovering".into()),
-            Stage::Unformed(_) => return Err("the server is not a member yet".into()),
-        };
-        let sender = core.links.get(&from).and_then(|link| link.peer().id).ok_or("the sender has no id")?;
-        info!(%sender, run = %offer.meta.tail.run, bytes = offer.total, "receiving a snapshot");
-        let receiving = running.snapshots.begin_receive(&offer.meta, offer.total).map_err(|error| error.to_string())?;
-        Ok(Box::new(Sink { node: Rc::clone(&node), sender, term: offer.term, receiving }))
+    fn snapshot_begin(&self, from: Seat, _incarnation: Incarnation, offer: SnapshotOffer) -> SinkFuture {
+        let Some(node) = self.0.upgrade() else { return ready(Err("the server is stopping".into())).boxed_local() };
+        let sender = node.core.borrow().links.get(&from).and_then(|link| link.peer().id);
+        match sender {
+            Some(sender) => snapshots::receive(node, sender, offer),
+            None => ready(Err("the sender has no id".into())).boxed_local(),
+        }
     }
 
     fn runs_asked(&self, _from: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer> {
         let reader = self.0.upgrade().and_then(|node| node.core.borrow().reader());
         recovering::read_for_peer(reader, first, last).boxed_local()
-    }
-}
-
-/// A snapshot that is being received.
-struct Sink {
-    node: Rc<Node>,
-    sender: RaftId,
-    term: Term,
-    receiving: Receiving,
-}
-
-impl SnapshotSink for Sink {
-    fn chunk(&mut self, offset: u64, bytes: Bytes) -> Result<(), String> {
-        self.receiving.chunk(offset, &bytes).map_err(|error| error.to_string())
-    }
-
-    fn finish(self: Box<Self>) -> LocalBoxFuture<'static, Result<(), String>> {
-        let Self { node, sender, term, receiving } = *self;
-        async move {
-            let finished = tokio::task::spawn_blocking(move || receiving.finish()).await;
-            let meta = match finished {
-                Ok(Ok(meta)) => meta,
-                Ok(Err(error)) => return Err(error.to_string()),
-                Err(panic) => return Err(panic_text(panic.into_panic().as_ref())),
-            };
-            let mut result = Err("the server is stopping".into());
-            node.with_running(|running, _, now| {
-                result = running.voter.handle_snapshot(sender, term, meta, now).map_err(|error| error.to_string());
-            });
-            result
-        }
-        .boxed_local()
     }
 }
 
@@ -172,6 +134,11 @@ impl Core {
                     }
                 }
                 Message::AdminReply { nonce, result } => running.admin_answered(nonce, result, &self.links),
+                Message::SnapshotHashes(hashes) => {
+                    if let Some(id) = link.peer().id {
+                        running.hear_hashes(id, hashes);
+                    }
+                }
                 Message::SessionActivity { attached, detached } => {
                     if let Some(id) = link.peer().id {
                         running.liveness.report(id, &attached, &detached, now);

@@ -20,6 +20,7 @@ use voter_mesh::session::{EndPayload, EndReason, SessionEvent};
 
 use super::admin::AdminAsk;
 use super::archive::Archive;
+use super::snapshots::Snapshots;
 use super::{Node, NodeError};
 use crate::disk::{Batch, LogEvent, LogReader, LogWriter, SnapshotStore, SubmitRefused};
 use crate::mesh::{Link, MeshMessage};
@@ -45,7 +46,8 @@ pub(super) struct Running {
     pub(super) room: Room,
     pub(super) log: LogWriter,
     pub(super) reader: LogReader,
-    pub(super) snapshots: Arc<SnapshotStore>,
+    pub(super) store: Arc<SnapshotStore>,
+    pub(super) snapshots: Snapshots,
     pub(super) written: WrittenSlot,
     /// A batch for which the log's writer had no room.
     unwritten: Option<Batch>,
@@ -64,8 +66,6 @@ pub(super) struct Running {
     pub(super) role: RaftRole,
     pub(super) leader: Option<RaftId>,
     pub(super) term: Term,
-    /// A snapshot is being written; and whether another was asked for since.
-    pub(super) taking: Option<bool>,
     /// What clients are served from the disk.
     pub(super) archive: Archive,
     /// The configuration has changed since the owner last looked.
@@ -82,7 +82,7 @@ impl Running {
         (voter, replica, room): (Voter, Replica, Room),
         (log, written): (LogWriter, WrittenSlot),
         reader: LogReader,
-        (snapshots, archive): (Arc<SnapshotStore>, Archive),
+        (store, archive): (Arc<SnapshotStore>, Archive),
         session_ttl_ms: u64,
         now: Time,
     ) -> Self {
@@ -93,7 +93,8 @@ impl Running {
             room,
             log,
             reader,
-            snapshots,
+            store,
+            snapshots: Snapshots::default(),
             written,
             unwritten: None,
             to_apply: VecDeque::new(),
@@ -109,7 +110,6 @@ impl Running {
             role: RaftRole::Follower,
             leader: None,
             term: Term::ZERO,
-            taking: None,
             archive,
             configured: true,
             report_again: false,
@@ -136,6 +136,7 @@ impl Running {
             }
         }
         self.drive_admin(links, now);
+        self.tell_hashes(links);
         let mut budget = node.options.limits.apply_bytes_max;
         loop {
             let mut progress = self.drain_room(node, links, now);
@@ -254,7 +255,7 @@ impl Running {
                 Event::Installed(meta) => self.reload(&meta, node, now)?,
                 Event::Role { term, role, leader } => self.change_role(term, role, leader, now),
                 Event::SendSnapshot { to, term, meta } => self.send_snapshot(to, term, meta, node, links, now),
-                Event::SnapshotWanted => self.take_snapshot(node),
+                Event::SnapshotWanted => self.snapshot_wanted(node),
                 Event::Fetch { first, last } => self.fetch(first, last, node),
                 Event::ReadReady { read, run } => {
                     self.waiting_reads.push((run, read));
@@ -285,6 +286,7 @@ impl Running {
             self.liveness.lead(now);
         } else if led && !leads {
             self.liveness.resign();
+            self.stop_transfers(now);
         }
         if leader != self.leader {
             self.room.handle_leader(leader);
@@ -312,8 +314,7 @@ impl Running {
             // Before a snapshot is taken that covers them.
             self.archive.verdicts.push(run.header().first, run.header().count, &applied.verdicts);
             if applied.snapshot_due {
-                // Here and not a run later: all servers hash at the same index.
-                self.take_snapshot(node);
+                self.snapshot_due(node);
             }
             self.room.handle_applied(&applied, now);
             self.configured |= applied.configuration.is_some();

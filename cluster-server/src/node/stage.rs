@@ -23,11 +23,12 @@ use voter_mesh::snapshot::SnapshotMeta;
 use super::archive::Archive;
 use super::recovering::{Damaged, Fill, Membership, Read, Recovering};
 use super::running::{Running, liveness_every_ms};
-use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, jobs, random_u64};
+use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, random_u64, snapshots};
 use crate::disk::{
     DataDir, DiskError, Log, LogOptions, LogRecovered, LogWriter, NodeRecord, SnapshotStore, StateFiles, VerdictStore, WriterLimits,
 };
 use crate::mesh::MeshMessage;
+use crate::throttle::CpuShare;
 
 /// How often a newcomer asks the formed servers that it is linked to.
 const JOIN_EVERY_MS: u64 = 300;
@@ -144,7 +145,7 @@ fn node_record(node: &Node, data: &DataDir, record: FormRecord) -> NodeRecord {
 
 /// A replica that was read from its directory.
 pub(super) struct Opened {
-    snapshots: Arc<SnapshotStore>,
+    store: Arc<SnapshotStore>,
     newest: Option<SnapshotMeta>,
     log: Log,
     recovered: LogRecovered,
@@ -173,15 +174,15 @@ pub(super) fn read(
     for (damage, runs) in fills {
         damage.fill(runs)?;
     }
-    let snapshots = Arc::new(SnapshotStore::open(data, identity)?);
+    let store = Arc::new(SnapshotStore::open(data, identity)?);
     let fresh = || Replica::form(identity, formed.clone(), &options.machine, options.replica_limits);
-    let newest = match snapshots.newest() {
+    let newest = match store.newest() {
         // Snapshot zero: every replica that forms begins with it, so that an empty log is always one that a snapshot must start.
-        None if may_campaign => Some(jobs::write(&snapshots, fresh().image())?),
+        None if may_campaign => Some(snapshots::write(&store, fresh().image(), &CpuShare::whole())?),
         newest => newest,
     };
     let mut replica = match &newest {
-        Some(meta) => jobs::restore(&snapshots, meta, options)?,
+        Some(meta) => snapshots::restore(&store, meta, options)?,
         // A newcomer: the leader's snapshot replaces this before anything is applied.
         None => fresh(),
     };
@@ -276,12 +277,12 @@ pub(super) fn read(
         %id, index = %replica.tail().last, run = %replica.tail().run, tail = %recovered.tail.run, term = %recovered.term,
         ms = started.elapsed().as_millis() as u64, "recovered"
     );
-    Ok(Read::Opened(Box::new(Opened { snapshots, newest, log, recovered, recent, replica, archive, room, alert })))
+    Ok(Read::Opened(Box::new(Opened { store, newest, log, recovered, recent, replica, archive, room, alert })))
 }
 
 /// Begins the replica that was read.
 pub(super) fn begin(node: &Node, opened: Opened, membership: &Membership, now: Time) -> Result<Running, NodeError> {
-    let Opened { snapshots, newest, log, recovered, recent, replica, archive, room, alert } = opened;
+    let Opened { store, newest, log, recovered, recent, replica, archive, room, alert } = opened;
     let (options, &Membership { id, identity, .. }) = (&node.options, membership);
     match recovered.verdict {
         Verdict::Clean | Verdict::Torn => {}
@@ -327,7 +328,7 @@ pub(super) fn begin(node: &Node, opened: Opened, membership: &Membership, now: T
         wake.notify_one();
     })?;
     let session_ttl_ms = options.session_ttl.as_millis() as u64;
-    let mut running = Running::new((voter, replica, room), (log, written), reader, (snapshots, archive), session_ttl_ms, now);
+    let mut running = Running::new((voter, replica, room), (log, written), reader, (store, archive), session_ttl_ms, now);
     running.damage = alert;
     Ok(running)
 }

@@ -113,6 +113,9 @@ impl Node {
         count("client_snapshots_resumed".into(), counters.snapshots_resumed);
         count("client_chunks_read".into(), counters.chunks_read);
         count("client_pieces_read".into(), counters.pieces_read);
+        let (equal, differ) = running.snapshots.agreement.counts();
+        count("state_hashes_equal".into(), equal);
+        count("state_hashes_differ".into(), differ);
         for (code, value) in &counters.refused {
             count(format!("refused_{code:?}"), *value);
         }
@@ -129,7 +132,7 @@ fn hash(image: ReplicaImage) -> std::io::Result<(String, String)> {
     Ok((hex(&meta.state_hash), hex(&meta.sessions_hash)))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");

@@ -1,14 +1,18 @@
 //! Snapshots and old runs between servers, on the `bulk` connection of a link: frames and credit.
 //!
-//! `Begin` → `Accept {credit}` or `Refuse`; then `Chunk`s, in order, never more bytes than the credit that is left; the receiver
-//! gives `Credit` as it consumes them; `End` → `Done`, when the whole is verified and durable, or `Refuse`. `Abort` takes a `Begin`
-//! back. One transfer at a time in each direction; every frame names its transfer, so that what is late is recognised. The
-//! receiver's memory is bounded by [`CREDIT_BYTES`], whatever the snapshot's size.
+//! `Begin` → `Accept {credit, offset}` or `Refuse`; then `Chunk`s from that offset on, in order, never more bytes than the credit that is
+//! left; the receiver gives `Credit` as it consumes them; `End` → `Done`, when the whole is verified and durable, or `Refuse`. `Abort`
+//! takes a `Begin` back. One transfer at a time in each direction; every frame names its transfer, so that what is late is
+//! recognised. Both ends' memory is bounded by [`CREDIT_BYTES`], whatever the snapshot's size.
+//!
+//! The offset is above 0 where the receiver already has the beginning of the same file, whoever sent it: the offer's hash says which
+//! file it is.
 //!
 //! `FetchRuns` → `Runs` or `NoRuns`, one question at a time in each direction, for what a server finds damaged in its log. An answer
 //! holds the first runs that were asked for, at least one, and about [`RUNS_BYTES_MAX`] at most.
 
 use bytes::{BufMut, Bytes};
+use serde_bytes::ByteArray;
 use thiserror::Error;
 
 use super::codec::{self, CodecError, Fields, kind};
@@ -43,6 +47,8 @@ pub struct SnapshotOffer {
     pub term: Term,
     /// Bytes of the whole, as they will be sent.
     pub total: u64,
+    /// Names the file: equal hashes are equal bytes, on any server.
+    pub hash: [u8; 32],
     /// What it holds.
     pub meta: SnapshotMeta,
 }
@@ -50,10 +56,17 @@ pub struct SnapshotOffer {
 /// One frame of the `bulk` connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BulkFrame {
-    /// A snapshot for the receiver. Head: CBOR [transfer, term, total, meta].
+    /// A snapshot for the receiver. Head: CBOR [transfer, term, total, hash, meta].
     Begin(TransferId, SnapshotOffer),
-    /// Send it; this many bytes may be under way. Head: transfer u32, credit u64.
-    Accept(TransferId, u64),
+    /// Send it from `offset` on; `credit` bytes may be under way. Head: transfer u32, credit u64, offset u64.
+    Accept {
+        /// Which.
+        transfer: TransferId,
+        /// Bytes that may be under way.
+        credit: u64,
+        /// Bytes that the receiver has already.
+        offset: u64,
+    },
     /// A piece. Head: transfer u32, offset u64; tail: the bytes.
     Chunk(TransferId, u64, Bytes),
     /// This many bytes more may be sent. Head: transfer u32, credit u64.
@@ -81,21 +94,21 @@ impl BulkFrame {
     /// [`CodecError::TooLarge`] or [`CodecError::HeadTooLarge`]; `to` is then unchanged.
     pub fn encode(&self, to: &mut impl Extend<Bytes>) -> Result<usize, CodecError> {
         let short = |kind, transfer: &TransferId| codec::frame(kind, 0, |head| head.put_u32_le(transfer.0));
-        let long = |kind, transfer: &TransferId, number: u64, tail_bytes| {
+        let long = |kind, transfer: &TransferId, numbers: &[u64], tail_bytes| {
             codec::frame(kind, tail_bytes, |head| {
                 head.put_u32_le(transfer.0);
-                head.put_u64_le(number);
+                numbers.iter().for_each(|number| head.put_u64_le(*number));
             })
         };
         let (head, tail) = match self {
-            Self::Begin(transfer, SnapshotOffer { term, total, meta }) => {
-                (codec::cbor_frame(kind::SNAPSHOT_BEGIN, &(transfer.0, term, total, meta))?, None)
+            Self::Begin(transfer, SnapshotOffer { term, total, hash, meta }) => {
+                (codec::cbor_frame(kind::SNAPSHOT_BEGIN, &(transfer.0, term, total, ByteArray::new(*hash), meta))?, None)
             }
-            Self::Accept(transfer, credit) => (long(kind::SNAPSHOT_ACCEPT, transfer, *credit, 0)?, None),
+            Self::Accept { transfer, credit, offset } => (long(kind::SNAPSHOT_ACCEPT, transfer, &[*credit, *offset], 0)?, None),
             Self::Chunk(transfer, offset, bytes) => {
-                (long(kind::SNAPSHOT_CHUNK, transfer, *offset, bytes.len())?, Some(bytes.clone()))
+                (long(kind::SNAPSHOT_CHUNK, transfer, &[*offset], bytes.len())?, Some(bytes.clone()))
             }
-            Self::Credit(transfer, credit) => (long(kind::SNAPSHOT_CREDIT, transfer, *credit, 0)?, None),
+            Self::Credit(transfer, credit) => (long(kind::SNAPSHOT_CREDIT, transfer, &[*credit], 0)?, None),
             Self::End(transfer) => (short(kind::SNAPSHOT_END, transfer)?, None),
             Self::Done(transfer) => (short(kind::SNAPSHOT_DONE, transfer)?, None),
             Self::Refuse(transfer, reason) => {
@@ -144,10 +157,12 @@ impl BulkFrame {
         let mut fields = Fields(&head);
         let frame = match kind {
             kind::SNAPSHOT_BEGIN => {
-                let (transfer, term, total, meta) = codec::from_cbor(fields.rest())?;
-                Self::Begin(TransferId(transfer), SnapshotOffer { term, total, meta })
+                let (transfer, term, total, hash, meta) = codec::from_cbor::<(_, _, _, ByteArray<32>, _)>(fields.rest())?;
+                Self::Begin(TransferId(transfer), SnapshotOffer { term, total, hash: hash.into_array(), meta })
             }
-            kind::SNAPSHOT_ACCEPT => Self::Accept(TransferId(fields.u32()?), fields.u64()?),
+            kind::SNAPSHOT_ACCEPT => {
+                Self::Accept { transfer: TransferId(fields.u32()?), credit: fields.u64()?, offset: fields.u64()? }
+            }
             kind::SNAPSHOT_CHUNK => {
                 if tail.is_empty() || tail.len() > CHUNK_BYTES_MAX {
                     return Err(CodecError::Field("chunk"));
@@ -224,33 +239,38 @@ pub struct ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    /// For a snapshot of `total` bytes, with [`CREDIT_BYTES`] of credit given in `Accept`.
+    /// For a snapshot of `total` bytes of which the first `offset` are there, with [`CREDIT_BYTES`] of credit given in `Accept`.
     #[must_use]
-    pub const fn new(total: u64) -> Self {
-        Self { total, received: 0, credit: CREDIT_BYTES, consumed: 0 }
+    pub const fn new(total: u64, offset: u64) -> Self {
+        Self { total, received: offset, credit: CREDIT_BYTES, consumed: 0 }
     }
 
-    /// Takes in a chunk and, as the owner has consumed it, returns the credit to give now, if it is worth a frame.
+    /// Takes in a chunk.
     ///
     /// # Errors
     /// [`WindowError`]; nothing has changed.
-    pub fn receive(&mut self, offset: u64, bytes: usize) -> Result<Option<u64>, WindowError> {
+    pub fn receive(&mut self, offset: u64, bytes: usize) -> Result<(), WindowError> {
         let bytes = bytes as u64;
         if offset != self.received {
             return Err(WindowError::Offset { expected: self.received, got: offset });
         }
-        if bytes > self.total - self.received {
+        if bytes > self.total.saturating_sub(self.received) {
             return Err(WindowError::Total(self.total));
         }
         self.credit = self.credit.checked_sub(bytes).ok_or(WindowError::Credit)?;
         self.received += bytes;
+        Ok(())
+    }
+
+    /// The owner has consumed so many of the bytes that came; returns the credit to give now, if it is worth a frame.
+    pub fn consume(&mut self, bytes: u64) -> Option<u64> {
         self.consumed += bytes;
         if self.consumed < CREDIT_PORTION_BYTES {
-            return Ok(None);
+            return None;
         }
         let portion = std::mem::take(&mut self.consumed);
         self.credit += portion;
-        Ok(Some(portion))
+        Some(portion)
     }
 
     /// Whether the end may come now.
@@ -269,12 +289,13 @@ mod tests {
 
     #[test]
     fn credit_comes_back_in_portions_and_bounds_what_is_under_way() {
-        let mut window = ReceiveWindow::new(10 << 20);
-        let mut offset = 0;
-        let mut given = CREDIT_BYTES;
+        let mut offset = 3 << 20;
+        let mut window = ReceiveWindow::new(10 << 20, offset);
+        let mut given = offset + CREDIT_BYTES;
         while offset < 10 << 20 {
             assert!(given > offset, "the sender never runs dry");
-            given += window.receive(offset, CHUNK_BYTES_MAX).unwrap().unwrap_or(0);
+            window.receive(offset, CHUNK_BYTES_MAX).unwrap();
+            given += window.consume(CHUNK_BYTES_MAX as u64).unwrap_or(0);
             offset += CHUNK_BYTES_MAX as u64;
         }
         assert_eq!(window.end(), Ok(()));
@@ -283,10 +304,10 @@ mod tests {
 
     #[test]
     fn a_gap_an_overrun_and_an_early_end_are_told_apart() {
-        let mut window = ReceiveWindow::new(4 << 20);
+        let mut window = ReceiveWindow::new(4 << 20, 0);
         assert_eq!(window.receive(1, 1), Err(WindowError::Offset { expected: 0, got: 1 }));
         assert_eq!(window.receive(0, (CREDIT_BYTES + 1) as usize), Err(WindowError::Credit));
-        assert_eq!(window.receive(0, 1), Ok(None));
+        assert_eq!(window.receive(0, 1), Ok(()));
         assert_eq!(window.end(), Err(WindowError::Short { total: 4 << 20, got: 1 }));
     }
 }

@@ -1,5 +1,6 @@
 use std::io::Read;
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::snapshot::SnapshotMeta;
@@ -36,11 +37,10 @@ fn store_one(store: &SnapshotStore, run: u64, state: &[u8]) -> SnapshotMeta {
 }
 
 fn raw(store: &SnapshotStore, meta: &SnapshotMeta) -> Vec<u8> {
-    let (mut from, length) = store.open_raw(meta).unwrap();
-    let mut bytes = Vec::new();
-    from.read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes.len() as u64, length);
-    bytes
+    let file = store.open_file(meta).unwrap();
+    let bytes = file.read_at(0, file.bytes() as usize + 1).unwrap();
+    assert_eq!(bytes.len() as u64, file.bytes());
+    bytes.into()
 }
 
 #[test]
@@ -98,35 +98,117 @@ fn no_flipped_bit_passes_and_the_snapshot_before_stands_in() {
     assert!(matches!(SnapshotStore::open(&dir, elsewhere), Err(DiskError::Foreign { .. })));
 }
 
+/// A snapshot of a peer, on its way to our store.
+struct Coming {
+    bytes: Vec<u8>,
+    meta: SnapshotMeta,
+    hash: [u8; 32],
+}
+
+impl Coming {
+    fn of(state: &[u8], run: u64) -> Self {
+        let (_temporary, _dir, theirs) = opened();
+        let meta = store_one(&theirs, run, state);
+        Self { bytes: raw(&theirs, &meta), hash: theirs.open_file(&meta).unwrap().hash(), meta }
+    }
+
+    fn begin(&self, ours: &SnapshotStore) -> Receiving {
+        ours.begin_receive(&self.meta, self.bytes.len() as u64, self.hash).unwrap()
+    }
+
+    /// Sends what is missing, up to this byte.
+    fn send(&self, receiving: &mut Receiving, to: usize) {
+        while (receiving.received() as usize) < to {
+            let at = receiving.received() as usize;
+            receiving.write(&[Bytes::copy_from_slice(&self.bytes[at..to.min(at + (64 << 10))])]).unwrap();
+        }
+    }
+
+    fn receive(&self, ours: &SnapshotStore) -> Result<SnapshotMeta, DiskError> {
+        let mut receiving = self.begin(ours);
+        self.send(&mut receiving, self.bytes.len());
+        assert!(receiving.write(&[Bytes::from_static(b"more")]).is_err());
+        receiving.finish()
+    }
+}
+
 #[test]
 fn a_peers_snapshot_becomes_ours_only_when_every_byte_of_it_is_right() {
-    let (_theirs_dir, _dir, theirs) = opened();
     let (temporary, _dir, ours) = opened();
-    let sent = store_one(&theirs, 7, &noise(2_500_000));
-    let bytes = raw(&theirs, &sent);
+    let sent = Coming::of(&noise(2_500_000), 7);
     let receive = |bytes: &[u8], said: &SnapshotMeta| {
-        let mut receiving = ours.begin_receive(said, bytes.len() as u64)?;
-        for chunk in bytes.chunks(64 << 10) {
-            let at = receiving.received();
-            assert!(receiving.chunk(at + 1, chunk).is_err() && receiving.chunk(at.wrapping_sub(1), chunk).is_err());
-            receiving.chunk(at, chunk)?;
-        }
-        assert!(receiving.chunk(receiving.received(), b"more").is_err());
-        receiving.finish()
+        let coming = Coming { bytes: bytes.into(), meta: said.clone(), hash: sent.hash };
+        coming.receive(&ours)
     };
-    let mut flipped = bytes.clone();
-    flipped[1_700_000] ^= 4;
-    let lied = SnapshotMeta { machine_version: 2, ..sent.clone() };
-    let elsewhere = SnapshotMeta { identity: Identity { epoch: Epoch(2), ..IDENTITY }, ..sent.clone() };
-    assert!(matches!(receive(&flipped, &sent), Err(DiskError::Damaged { .. })));
-    assert!(matches!(receive(&bytes[..bytes.len() - 1], &sent), Err(DiskError::Damaged { .. })));
-    assert!(matches!(receive(&bytes, &lied), Err(DiskError::Damaged { .. })));
-    assert!(matches!(receive(&bytes, &elsewhere), Err(DiskError::Foreign { .. })));
-    assert!(matches!(ours.begin_receive(&sent, SNAPSHOT_BYTES_MAX + 1), Err(DiskError::Damaged { .. })));
-    drop(ours.begin_receive(&sent, 100).unwrap());
+    let lied = SnapshotMeta { machine_version: 2, ..sent.meta.clone() };
+    assert!(matches!(receive(&sent.bytes[..sent.bytes.len() - 1], &sent.meta), Err(DiskError::Damaged { .. })));
+    assert!(matches!(receive(&sent.bytes, &lied), Err(DiskError::Damaged { .. })));
+    let another = Coming { hash: [1; 32], ..Coming::of(&noise(2_500_000), 7) };
+    assert!(matches!(another.receive(&ours), Err(DiskError::Damaged { .. })));
     assert!(ours.newest().is_none() && names(&temporary.path().join("snapshots")).is_empty());
+    let elsewhere = SnapshotMeta { identity: Identity { epoch: Epoch(2), ..IDENTITY }, ..sent.meta.clone() };
+    assert!(matches!(ours.begin_receive(&elsewhere, 100, sent.hash), Err(DiskError::Foreign { .. })));
+    assert!(matches!(ours.begin_receive(&sent.meta, SNAPSHOT_BYTES_MAX + 1, sent.hash), Err(DiskError::Damaged { .. })));
 
-    assert_eq!(receive(&bytes, &sent).unwrap(), sent);
-    assert_eq!(ours.newest(), Some(sent.clone()));
-    assert_eq!(raw(&ours, &sent), bytes);
+    // Two bad bytes on the way: the good beginning stays, and only the rest is sent again.
+    let mut flipped = sent.bytes.clone();
+    flipped[1_700_000] ^= 4;
+    flipped[2_300_000] ^= 1;
+    assert!(matches!(receive(&flipped, &sent.meta), Err(DiskError::Damaged { .. })));
+    assert!(ours.newest().is_none());
+    assert_eq!(sent.begin(&ours).received(), 1 << 20);
+    assert_eq!(sent.receive(&ours).unwrap(), sent.meta);
+    assert_eq!(ours.newest(), Some(sent.meta.clone()));
+    assert_eq!(raw(&ours, &sent.meta), sent.bytes);
+    assert_eq!(names(&temporary.path().join("snapshots")).len(), 1);
+}
+
+#[test]
+fn what_has_come_of_a_peers_snapshot_outlives_transfers_and_processes_until_another_is_wanted() {
+    let (temporary, dir, mut ours) = opened();
+    let parts = || names(&temporary.path().join("snapshots")).into_iter().filter(|name| name.ends_with("part")).count();
+    let sent = Coming::of(&noise(1_300_000), 7);
+    for to in [0, 1, 70_000, 600_000, 600_000, 1_100_000] {
+        let mut receiving = sent.begin(&ours);
+        sent.send(&mut receiving, to);
+        drop(receiving);
+        ours = SnapshotStore::open(&dir, IDENTITY).unwrap();
+        assert_eq!(sent.begin(&ours).received(), to as u64);
+    }
+    // A sender that was replaced writes no more.
+    let (mut old, mut new) = (sent.begin(&ours), sent.begin(&ours));
+    assert!(old.write(&[Bytes::from_static(b"late")]).is_err() && old.finish().is_err());
+    sent.send(&mut new, sent.bytes.len());
+    assert_eq!(new.finish().unwrap(), sent.meta);
+    assert_eq!(parts(), 0);
+
+    // One part at most, and none that a whole snapshot has overtaken.
+    let (ninth, tenth) = (Coming::of(b"nine", 9), Coming::of(b"ten", 10));
+    for coming in [&ninth, &tenth] {
+        coming.send(&mut coming.begin(&ours), 100);
+        assert_eq!(parts(), 1);
+    }
+    assert_eq!(ninth.begin(&ours).received(), 0);
+    ninth.send(&mut ninth.begin(&ours), 100);
+    ours = SnapshotStore::open(&dir, IDENTITY).unwrap();
+    store_one(&ours, 8, b"older");
+    assert_eq!(parts(), 1);
+    store_one(&ours, 9, b"own");
+    assert_eq!(parts(), 0);
+}
+
+#[test]
+fn a_snapshot_that_rots_under_a_running_server_is_found_and_written_again() {
+    let (temporary, _dir, store) = opened();
+    let first = store_one(&store, 5, b"first");
+    let second = store_one(&store, 6, b"second");
+    assert!(store.check(&second).is_ok());
+    let path = temporary.path().join("snapshots/0000000000000006-0000000000000001.snap");
+    let mut rotten = raw(&store, &second);
+    rotten[70] ^= 1;
+    fs::write(&path, rotten).unwrap();
+    assert!(matches!(store.check(&second), Err(DiskError::Damaged { .. })));
+    assert_eq!(store.newest(), Some(first));
+    assert_eq!(store_one(&store, 6, b"second"), second);
+    assert!(store.check(&second).is_ok());
 }

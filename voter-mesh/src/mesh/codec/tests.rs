@@ -219,8 +219,8 @@ fn every_bulk_frame() -> Vec<BulkFrame> {
     };
     let transfer = TransferId(9);
     vec![
-        BulkFrame::Begin(transfer, SnapshotOffer { term: Term(3), total: 1 << 40, meta }),
-        BulkFrame::Accept(transfer, 1 << 20),
+        BulkFrame::Begin(transfer, SnapshotOffer { term: Term(3), total: 1 << 40, hash: [5; 32], meta }),
+        BulkFrame::Accept { transfer, credit: 1 << 20, offset: 77 },
         BulkFrame::Chunk(transfer, 65_536, Bytes::from_static(b"state")),
         BulkFrame::Credit(transfer, 262_144),
         BulkFrame::End(transfer),
@@ -261,6 +261,10 @@ fn every_bulk_frame_comes_back_and_a_long_reason_is_cut() {
         hex(&BulkFrame::NoRuns(question, NoRuns::Trimmed { first: RunIndex(9) })),
         "120000002a0d000000_03000000_0900000000000000_00".replace('_', "")
     );
+    assert_eq!(
+        hex(&BulkFrame::Accept { transfer: TransferId(2), credit: 3, offset: 4 }),
+        "190000002114000000_02000000_0300000000000000_0400000000000000".replace('_', "")
+    );
     let long = BulkFrame::Refuse(TransferId(1), "ü".repeat(4000));
     assert_eq!(round(&long), Ok(BulkFrame::Refuse(TransferId(1), "ü".repeat(256))));
 }
@@ -282,7 +286,7 @@ proptest! {
 
     #[test]
     // CBOR, behind these, has more than one form of a value.
-    fn a_changed_frame_of_integers_is_another_message_or_an_error(which in 0..20_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+    fn a_changed_frame_of_integers_is_another_message_or_an_error(which in 0..22_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8) {
         let message = &every_message()[which];
         let mut bytes = whole(message).to_vec();
         let at = 4 + at.index(bytes.len() - 4);
