@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use hyper_util::service::TowerToHyperService;
 use relay::room::{LinkId, Transmit};
 use relay::wire::{Code, ServerFrame};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
@@ -181,32 +181,30 @@ async fn http(stream: TcpStream, caller: Caller, router: Router, node: Rc<Node>,
     handshakes.set(handshakes.get() - 1);
 }
 
-/// Until when a request must be answered. An answer that streams extends it with each piece that the other side takes.
+/// Until when a request must be answered. For an answer that streams, each piece that the other side takes sets it anew.
 #[derive(Clone)]
-struct Patience(Arc<Mutex<Instant>>);
+struct Patience(Arc<watch::Sender<Instant>>);
 
 impl Patience {
     fn new(patience: Duration) -> Self {
-        Self(Arc::new(Mutex::new(Instant::now() + patience)))
+        Self(Arc::new(watch::Sender::new(Instant::now() + patience)))
     }
 
-    fn until(&self) -> Instant {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn extend(&self, patience: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + patience;
+    fn set(&self, patience: Duration) {
+        self.0.send_replace(Instant::now() + patience);
     }
 
     /// What `future` comes to, unless patience ends first.
     async fn last<T>(&self, future: impl Future<Output = T>) -> Option<T> {
-        let mut future = std::pin::pin!(future);
+        let (mut future, mut until) = (std::pin::pin!(future), self.0.subscribe());
         loop {
-            let until = self.until();
-            match tokio::time::timeout_at(until, &mut future).await {
-                Ok(result) => return Some(result),
-                Err(_) if self.until() > until => {}
-                Err(_) => return None,
+            let at = *until.borrow_and_update();
+            tokio::select! {
+                biased;
+                result = &mut future => return Some(result),
+                // The sender is ours: it does not go.
+                _ = until.changed() => {}
+                () = tokio::time::sleep_until(at) => return None,
             }
         }
     }

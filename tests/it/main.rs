@@ -1,6 +1,7 @@
 //! Stories on real sockets, real files and real processes. One binary; a module for each topic.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
+mod backups;
 mod basics;
 mod commands;
 mod ending;

@@ -47,10 +47,7 @@ pub(super) async fn backup(
     let image = match tokio::time::timeout(Duration::from_millis(door.limits.admin_ms), answered).await {
         Ok(Ok(image)) => image,
         Ok(Err(_)) => {
-            return refuse(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "this server is no working member of a cluster now, or has too much to do",
-            );
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "Recovering: this server has nothing to give yet, or too much to do");
         }
         Err(_) => return refuse(StatusCode::SERVICE_UNAVAILABLE, "no leader confirmed in time what was committed"),
     };
@@ -69,7 +66,7 @@ pub(super) async fn backup(
     });
     let stall = Duration::from_millis(door.limits.backup_stall_ms);
     let body = futures_util::stream::poll_fn(move |cx| {
-        patience.extend(stall);
+        patience.set(stall);
         taken.poll_recv(cx)
     });
     Response::builder()
