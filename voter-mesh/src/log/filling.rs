@@ -124,6 +124,7 @@ impl Filling {
             deadline: None,
             now,
         };
+        filling.look_for_quorum();
         filling.move_on();
         filling
     }
@@ -134,10 +135,7 @@ impl Filling {
         self.linked.insert(peer);
         self.attempt.without.remove(&peer);
         self.attempt.later.remove(&peer);
-        let linked = self.voters.intersection(&self.linked).count();
-        if linked >= self.quorum && self.deadline.is_none() {
-            self.deadline = Some(now.plus_ms(self.limits.fill_ms));
-        }
+        self.look_for_quorum();
     }
 
     /// The link to a peer is gone.
@@ -210,6 +208,13 @@ impl Filling {
     #[must_use]
     pub fn open(&self) -> usize {
         self.waiting.len()
+    }
+
+    fn look_for_quorum(&mut self) {
+        let linked = self.voters.intersection(&self.linked).count();
+        if linked >= self.quorum && self.deadline.is_none() {
+            self.deadline = Some(self.now.plus_ms(self.limits.fill_ms));
+        }
     }
 
     /// Where the hole is filled up to.

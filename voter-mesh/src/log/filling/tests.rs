@@ -139,6 +139,17 @@ fn the_time_to_give_up_runs_from_a_quorum_on_and_anew_with_progress() {
 }
 
 #[test]
+fn the_only_voter_does_not_wait_for_ever_for_its_standby() {
+    let written = runs(4);
+    let mut configuration = members(2);
+    configuration.seats.get_mut(&Seat(2)).unwrap().member.as_mut().unwrap().role = Role::Standby;
+    let mut filling = Filling::new(id(1), &configuration, &[hole(&written, 0, 2)], LIMITS, at(0));
+    assert_eq!((filling.poll_filled(), filling.poll_timeout().unwrap().0), (None, at(10_000)));
+    filling.handle_timeout(at(10_000));
+    assert_eq!(filling.poll_filled(), Some(Filled::default()));
+}
+
+#[test]
 fn who_is_still_reading_or_does_not_answer_is_asked_again() {
     let written = runs(4);
     let mut filling = Filling::new(id(1), &members(2), &[hole(&written, 0, 2)], LIMITS, at(0));
