@@ -192,6 +192,27 @@ fn a_writer_without_room_says_so_once_keeps_a_bounded_queue_and_goes_on_when_the
 }
 
 #[test]
+fn a_writer_learns_of_a_full_disk_while_a_vote_still_has_its_place() {
+    let (full, _watched, _temporary, dir, log) = scarce();
+    full.store(true, Ordering::Relaxed);
+    let (writer, events) = spawn(log, WriterLimits::default());
+    let written = runs(Tail::zero(&IDENTITY), 1, 60, 100);
+    for (number, run) in written.iter().enumerate() {
+        writer.submit(Batch { number: number as u64 + 1, ..batch(1, std::slice::from_ref(run)) }).unwrap();
+        assert!(matches!(events.recv_timeout(PATIENCE).unwrap(), LogEvent::Written { .. }), "stuck before it was said");
+        if matches!(events.recv_timeout(Duration::from_millis(50)), Ok(LogEvent::Full { .. })) {
+            break;
+        }
+    }
+    writer.submit(Batch { number: 100, vote: OTHER, must_sync: true, ..batch(2, &[]) }).unwrap();
+    assert!(matches!(events.recv_timeout(PATIENCE).unwrap(), LogEvent::Written { number: 100 }));
+    drop(events);
+    writer.close();
+    let (_, recovered, _) = recover(&dir).unwrap();
+    assert_eq!((recovered.term, recovered.vote), (Term(2), OTHER));
+}
+
+#[test]
 fn trimming_makes_room_for_what_waits_and_never_goes_below_a_pin() {
     let (full, _watched, _temporary, dir, log) = scarce();
     let (writer, events) = spawn(log, WriterLimits::default());
