@@ -5,12 +5,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cluster_server::Phase;
+use relay::wire::{ClientFrame, FeedMode, ServerFrame};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::contents;
 use super::fleet::{Fleet, FleetOptions, Load, exactly_once};
 use crate::harness::{PATIENCE, eventually};
+use crate::peer::{Peer, hello};
 use crate::small_disk::SmallDisk;
 
 /// How long a process may live that cannot sync any more.
@@ -189,6 +191,14 @@ async fn a_full_disk_costs_leadership_and_waiting_and_everything_resumes_when_th
     }
     let leads = fleet.leader().await;
     assert!(fleet.status(leads).await.unwrap().disk_full, "nobody else could");
+    eventually("clients are told to come again later", || async {
+        (fleet.status(leads).await?.counters["proposals_refused"] > 0).then_some(())
+    })
+    .await;
+    // A read needs no room.
+    let (mut reader, _) = Peer::admitted(&fleet.url(leads % 3 + 1), hello(FeedMode::Thin)).await;
+    reader.say(ClientFrame::ReadIndex { id: 7 }).await;
+    while !matches!(reader.hear().await.expect("the link stands"), ServerFrame::Read { id: 7, .. }) {}
     for ballast in ballasts {
         std::fs::remove_file(ballast).unwrap();
     }
