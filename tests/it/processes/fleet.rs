@@ -373,8 +373,10 @@ impl Load {
                 while !stop.load(Ordering::Relaxed) {
                     let payload = format!("{number}.{writer}-{}{}", acks.len(), padding);
                     let proposed = Instant::now();
-                    let applied =
-                        client.propose(&payload.clone().into()).await.unwrap_or_else(|error| panic!("{payload}: {error}"));
+                    let applied = client
+                        .propose(&payload.clone().into())
+                        .await
+                        .unwrap_or_else(|error| panic!("{}: {error}", payload.trim_end_matches('x')));
                     acks.push(Ack { payload, index: applied.index, proposed, acknowledged: Instant::now() });
                     acknowledged.fetch_add(1, Ordering::Relaxed);
                 }
