@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -30,6 +31,9 @@ use crate::throttle::{CpuShare, Throttled};
 /// How long the log behind a snapshot stays after its transfer ended, well or not: the follower goes on there, or tries again.
 const PIN_MS: u64 = 60_000;
 
+/// How long after a snapshot that failed another is tried.
+const SNAPSHOT_AGAIN: Duration = Duration::from_secs(10);
+
 /// What a replica keeps for its snapshots.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
@@ -37,6 +41,8 @@ pub(super) struct Snapshots {
     writing: Option<CpuShare>,
     /// The newest image that fell due since.
     next: Option<ReplicaImage>,
+    /// One failed, and will be tried again.
+    again: bool,
     /// What is to be told to the other members.
     unsaid: Option<SnapshotHashes>,
     pub(super) agreement: Agreement,
@@ -108,11 +114,34 @@ impl Running {
                 let keep = self.store.oldest().map_or(newest, |oldest| oldest.tail.run);
                 self.log.trim(self.reader.trim_point(keep, node.options.limits.log_retain_bytes));
             }
-            Err(error) => warn!(%error, "snapshot not taken"),
+            Err(error) => {
+                warn!(%error, "snapshot not taken");
+                node.count("snapshots_failed");
+                self.write_again_later(node);
+            }
         }
         if let Some(image) = self.snapshots.next.take() {
             self.write_snapshot(image, CpuShare::new(node.options.limits.snapshot_cpu_percent), node);
         }
+    }
+
+    /// A snapshot failed, for want of room perhaps: without one the log is not trimmed, so another is written before the next is due.
+    /// It is of what is applied then; the image that failed would hold its memory meanwhile.
+    fn write_again_later(&mut self, node: &Rc<Node>) {
+        if std::mem::replace(&mut self.snapshots.again, true) {
+            return;
+        }
+        let node = Rc::clone(node);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(SNAPSHOT_AGAIN).await;
+            node.with_running(|running, node, _| {
+                running.snapshots.again = false;
+                if running.snapshots.writing.is_none() {
+                    let share = CpuShare::new(node.options.limits.snapshot_cpu_percent);
+                    running.write_snapshot(running.replica.image(), share, node);
+                }
+            });
+        });
     }
 
     /// Tells the other members what the newest snapshot hashes to. Whoever does not hear it hears of the next.

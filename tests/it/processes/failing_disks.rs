@@ -1,4 +1,4 @@
-//! Stories of real processes whose disks fail, are slow, full or read-only. What a machine cannot do, a story names: `SKIPPED: why`.
+//! Stories of servers whose disks fail, are slow, full or read-only. What a machine cannot do, a story names: `SKIPPED: why`.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,12 @@ use cluster_server::Phase;
 use relay::wire::{ClientFrame, Code, FeedMode, ServerFrame, SessionSecret};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use voter_mesh::replica::ReplicaLimits;
 
 use super::contents;
 use super::fleet::{Fleet, FleetOptions, Load, exactly_once};
 use crate::harness::{PATIENCE, eventually};
+use crate::here::{raw, shutdown, started, url, voters};
 use crate::peer::{Peer, hello};
 use crate::small_disk::SmallDisk;
 
@@ -191,14 +193,25 @@ async fn a_full_disk_costs_leadership_and_waiting_and_everything_resumes_when_th
     }
     let leads = fleet.leader().await;
     assert!(fleet.status(leads).await.unwrap().disk_full, "nobody else could");
-    // Of what asks for room one is kept for later, and the next is told to come again; a read needs none.
+    // A read needs no room. What does is kept for later while the leader tries to hand over, and else told to come again.
     let (mut peer, _) = Peer::admitted(&fleet.url(leads), hello(FeedMode::Thin)).await;
-    peer.say(ClientFrame::SessionOpen { secret: SessionSecret([1; 32]) }).await;
-    peer.say(ClientFrame::ReadIndex { id: 7 }).await;
-    while !matches!(peer.hear().await.expect("the link stands"), ServerFrame::Read { id: 7, .. }) {}
-    peer.say(ClientFrame::SessionOpen { secret: SessionSecret([2; 32]) }).await;
-    let told = peer.hear().await.expect("the link stands");
-    assert!(matches!(told, ServerFrame::ProposeRefused { code: Code::Overloaded, retry_after_ms: Some(_), .. }), "{told:?}");
+    let mut refused = false;
+    for id in 0..100 {
+        peer.say(ClientFrame::SessionOpen { secret: SessionSecret([id; 32]) }).await;
+        peer.say(ClientFrame::ReadIndex { id: id.into() }).await;
+        loop {
+            match peer.hear().await.expect("the link stands") {
+                ServerFrame::Read { id: answered, .. } if answered == u64::from(id) => break,
+                ServerFrame::ProposeRefused { code: Code::Overloaded, retry_after_ms: Some(_), .. } => refused = true,
+                other => panic!("{other:?}"),
+            }
+        }
+        if refused {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(refused);
     for ballast in ballasts {
         std::fs::remove_file(ballast).unwrap();
     }
@@ -279,4 +292,31 @@ async fn a_running_server_whose_file_system_turns_read_only_waits_and_goes_on_wh
     let text = std::fs::read_to_string(fleet.log(leader)).unwrap();
     assert!(text.contains("Read-only file system") && text.contains("there is room for the log again"), "{text}");
     all_exactly_once(&fleet, load).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_found_no_place_is_written_again_before_the_next_one_is_due() {
+    let directory = tempfile::tempdir().unwrap();
+    let due = ReplicaLimits { snapshot_entries: 40, ..ReplicaLimits::default() };
+    let cluster = started(voters(1, directory.path()).replica_limits(due)).await;
+    let seat = cluster.seats()[0];
+    let snapshots = directory.path().join("voter-1").join("snapshots");
+    let away = snapshots.with_extension("away");
+    let count = || {
+        let names = contents(&snapshots).into_keys().filter(|path| path.extension().is_some_and(|extension| extension == "snap"));
+        names.count()
+    };
+    assert_eq!(count(), 1);
+    std::fs::rename(&snapshots, &away).unwrap();
+    let client = raw(&[url(&cluster, seat)]).await;
+    for number in 0..50 {
+        client.propose(&number.to_string().into()).await.unwrap();
+    }
+    eventually("a snapshot fails", || async {
+        cluster.status(seat).await.unwrap().counters.contains_key("snapshots_failed").then_some(())
+    })
+    .await;
+    std::fs::rename(&away, &snapshots).unwrap();
+    eventually("another one is written", || async { (count() == 2).then_some(()) }).await;
+    shutdown(cluster).await;
 }
