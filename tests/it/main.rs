@@ -12,6 +12,7 @@ mod harness;
 mod here;
 mod hostile;
 mod journals;
+mod losses;
 mod peer;
 mod processes;
 mod proxy;

@@ -17,7 +17,7 @@ use voter_mesh::mesh::forming::{FormEvent, FormOptions, FormRecord, Forming};
 use voter_mesh::mesh::message::{AdminRequest, Message};
 use voter_mesh::raft::{Recovered, Voter, VoterOptions};
 use voter_mesh::replica::Replica;
-use voter_mesh::run::Run;
+use voter_mesh::run::{Run, Tail};
 use voter_mesh::snapshot::SnapshotMeta;
 
 use super::archive::Archive;
@@ -197,7 +197,8 @@ pub(super) fn read(
         })
     };
     let look = match look() {
-        Err(DiskError::NoLog { .. }) => {
+        // At the beginning of a life there is none yet. Later, what it had acknowledged has gone with it, and its votes.
+        Err(DiskError::NoLog { .. }) if newest.as_ref().is_none_or(|meta| meta.tail == Tail::zero(&identity)) => {
             drop(Log::create(data, identity, id, begin, log_options)?);
             look()?
         }
