@@ -21,6 +21,7 @@ mod reads;
 mod recovery;
 mod requests;
 mod slow;
+mod snapshots;
 // Shared with the power cuts, which use more of it.
 #[allow(dead_code)]
 mod small_disk;

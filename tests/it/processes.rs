@@ -5,6 +5,7 @@ mod command_line;
 mod failing_disks;
 mod fleet;
 mod restoring;
+mod snapshots;
 mod tools;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt;
 use voter_mesh::ids::Seat;
 use voter_mesh::machine::MachineFactory;
+use voter_mesh::replica::ReplicaLimits;
 
 use crate::attach::seconds;
 use crate::output::{self, Failure};
@@ -49,6 +50,18 @@ pub(crate) struct Serve {
     /// Bytes of one file of the log; the next one is reserved while one fills, so a voter needs room for two besides what it keeps
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, value_parser = clap::value_parser!(u64).range(64 << 10..=4 << 30))]
     segment_bytes: u64,
+    /// Entries after which a snapshot is due, 0 for never; the same on all servers of a cluster, or they cannot compare their states
+    #[arg(long, value_name = "ENTRIES", default_value_t = 500_000)]
+    snapshot_entries: u64,
+    /// Bytes of log after which a snapshot is due, 0 for never; the same on all servers of a cluster
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    snapshot_log_bytes: u64,
+    /// Bytes of log that stay below the snapshots, for clients and servers that come back
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 20)]
+    log_retain_bytes: u64,
+    /// Percent of a core that writing a snapshot may take while nobody waits for it; 0 for all of it
+    #[arg(long, value_name = "PERCENT", default_value_t = 30)]
+    snapshot_cpu_percent: u32,
     /// The state machine that the log is applied to
     #[arg(long, value_enum, default_value_t = StateName::Kv)]
     state: StateName,
@@ -148,7 +161,17 @@ impl Serve {
             .room(&self.room)
             .machine(self.state.machine())
             .on_damage(self.on_damage.into())
-            .limits(ServerLimits { segment_bytes: self.segment_bytes, ..ServerLimits::default() })
+            .limits(ServerLimits {
+                segment_bytes: self.segment_bytes,
+                log_retain_bytes: self.log_retain_bytes,
+                snapshot_cpu_percent: self.snapshot_cpu_percent,
+                ..ServerLimits::default()
+            })
+            .replica_limits(ReplicaLimits {
+                snapshot_entries: self.snapshot_entries,
+                snapshot_log_bytes: self.snapshot_log_bytes,
+                ..ReplicaLimits::default()
+            })
             .session_ttl(self.session_ttl);
         for address in &self.listen {
             builder = builder.listen(address);
