@@ -453,8 +453,10 @@ impl Log {
     fn retire(&mut self, extent: Extent) -> Result<(), DiskError> {
         let bytes = extent.file.len().at("inspect", &extent.path)?;
         let wanted = bytes == self.options.segment_bytes && self.spares.len() < self.options.spares_max;
-        if wanted && Arc::strong_count(&extent.file) == 1 {
-            let path = extent.path.with_extension("spare");
+        let path = extent.path.with_extension("spare");
+        // A file that was reserved for this segment, which another spare then became, may wait under that name.
+        let free = self.spares.iter().all(|spare| spare.path != path);
+        if wanted && free && Arc::strong_count(&extent.file) == 1 {
             files::rename(&*self.files, &extent.path, &path)?;
             self.spares.push(Spare { path, was_written: true });
             return Ok(());
