@@ -44,9 +44,10 @@ pub(super) fn zeros<'a>(bytes: u64) -> impl Iterator<Item = IoSlice<'a>> {
 
 /// Reads up to `bytes` from `offset` on; less only at the end of the file.
 pub(super) fn read_at(file: &dyn DiskFile, offset: u64, bytes: usize) -> io::Result<Bytes> {
-    let mut buffer = vec![0; bytes];
+    let there = file.len()?.saturating_sub(offset);
+    let mut buffer = vec![0; bytes.min(usize::try_from(there).unwrap_or(bytes))];
     let mut filled = 0;
-    while filled < bytes {
+    while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + filled as u64) {
             Ok(0) => break,
             Ok(read) => filled += read,

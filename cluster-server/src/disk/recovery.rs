@@ -290,6 +290,11 @@ impl LogLook {
         let spares = spares.into_iter().map(|path| Spare { path, was_written: true }).collect();
         let mut log = Log::opened((files, directory), (identity, id), options, mark, tail, active, spares, shared);
         if let Some(snapshot) = snapshot.filter(|_| !at_snapshot) {
+            if snapshot.term > mark.term {
+                // It came before any write of its leader's term: in that one nothing was voted.
+                (log.mark.term, log.mark.vote) = (snapshot.term, RaftId::NONE);
+                (recovered.term, recovered.vote) = (snapshot.term, RaftId::NONE);
+            }
             log.restart(snapshot)?;
             recovered.commit = mark.commit.min(snapshot.run);
             recovered.before_first = (snapshot.run, snapshot.term);

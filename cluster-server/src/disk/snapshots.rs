@@ -90,6 +90,8 @@ impl SnapshotStore {
     /// `Foreign` and `Newer`, with nothing changed; `Io`.
     pub fn open(dir: &DataDir, identity: Identity) -> Result<Self, DiskError> {
         let (files, directory) = (Arc::clone(dir.files()), dir.snapshots_path());
+        // A name that was given just before the process ended may not be durable: the log must not restart behind such a snapshot.
+        files::sync_directory(&*files, &directory)?;
         let (mut metas, mut parts) = (Vec::new(), Vec::new());
         for (name, path) in files::list(&*files, &directory)? {
             match name.rsplit_once('.') {
