@@ -214,12 +214,17 @@ impl Script {
         script
     }
 
-    pub(super) fn options(&self) -> LogOptions {
+    /// How large its log's files are.
+    #[must_use]
+    pub const fn options(&self) -> LogOptions {
         self.options
     }
 
     /// Does all of it on `disk`, and tells `progress` before each step and after it how many promises are kept and how many may be.
-    pub(super) fn perform(&self, disk: &SimDisk, mut progress: impl FnMut(usize, usize)) -> Result<(), WriteFailed> {
+    ///
+    /// # Errors
+    /// The disk's, at which the server stops.
+    pub fn perform(&self, disk: &SimDisk, mut progress: impl FnMut(usize, usize)) -> Result<(), WriteFailed> {
         progress(0, 0);
         let Started { mut dir, store, mut log, .. } = start(disk, self.options)?;
         let mut kept = 0;
@@ -251,7 +256,10 @@ impl Script {
 
     /// Whether what was found is what a server may find that had kept the first `kept` promises, when it may have been about to keep
     /// those up to `under_way`.
-    pub(super) fn check(&self, found: &Started, kept: usize, under_way: usize) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, found: &Started, kept: usize, under_way: usize) -> Result<(), String> {
         let may = &self.promises[kept..=under_way];
         let LogRecovered { term, vote, commit, tail, .. } = found.recovered;
         if found.recovered.verdict == Verdict::Suspect || found.recovered.vote_lost {
