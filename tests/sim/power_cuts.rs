@@ -124,7 +124,7 @@ impl Explorer<'_> {
         let started = self.start(&disk, "after a power cut", kept, under_way);
         disk.observe(None);
         // What a start leaves is what the next one begins with, so this proves little more with every image.
-        if let Some(started) = started.filter(|_| hash % 8 == 0) {
+        if let Some(started) = started.filter(|_| hash.is_multiple_of(8)) {
             self.go_on(&disk, started);
         }
         let during = std::mem::take(&mut *during.lock().unwrap_or_else(PoisonError::into_inner));

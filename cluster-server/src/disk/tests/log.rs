@@ -188,7 +188,8 @@ fn a_log_that_a_durable_snapshot_has_overtaken_restarts_behind_it() {
     let ahead = runs(Tail::zero(&IDENTITY), 3, 40, 100)[39].header().tail();
     let (recovered, seen) = open(&dir, ahead).unwrap();
     assert_eq!((recovered.tail, recovered.before_first, seen.len()), (ahead, (ahead.run, ahead.term), 0));
-    assert_eq!((recovered.term, recovered.vote, recovered.commit), (Term(2), OTHER, RunIndex(10)));
+    // Its leader's term has begun, and this server has voted for nobody in it.
+    assert_eq!((recovered.term, recovered.vote, recovered.commit), (Term(3), RaftId::NONE, RunIndex(10)));
     assert!(matches!(open(&dir, own[12].header().tail()), Err(DiskError::Gap { first: RunIndex(42), .. })));
 }
 

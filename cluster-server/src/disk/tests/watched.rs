@@ -1,5 +1,4 @@
-//! The operating system's files, with someone who watches: told after each operation that changes something, and free to fail it; and
-//! with someone who may refuse an operation before anything has changed.
+//! The operating system's files, with someone who may refuse an operation before anything has changed.
 
 use std::io::{self, IoSlice};
 use std::path::Path;
@@ -7,32 +6,23 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::{DiskFile, FileSystem, Open, OsFiles};
 
-type OnStep = Box<dyn FnMut(&'static str) -> io::Result<()> + Send>;
+type Refuse = Box<dyn FnMut(&'static str) -> io::Result<()> + Send>;
 
 #[derive(Clone, Default)]
-pub(super) struct Watched(Arc<Mutex<Option<OnStep>>>, Arc<Mutex<Option<OnStep>>>);
+pub(super) struct Watched(Arc<Mutex<Option<Refuse>>>);
 
 impl Watched {
-    /// `on_step`'s error becomes the operation's.
-    pub(super) fn watch(&self, on_step: impl FnMut(&'static str) -> io::Result<()> + Send + 'static) {
-        *self.0.lock().unwrap() = Some(Box::new(on_step));
-    }
-
     /// `refuse`'s error keeps the operation from happening.
     pub(super) fn refuse(&self, refuse: impl FnMut(&'static str) -> io::Result<()> + Send + 'static) {
-        *self.1.lock().unwrap() = Some(Box::new(refuse));
+        *self.0.lock().unwrap() = Some(Box::new(refuse));
     }
 
     pub(super) fn stop(&self) {
-        (*self.0.lock().unwrap(), *self.1.lock().unwrap()) = (None, None);
+        *self.0.lock().unwrap() = None;
     }
 
     fn may(&self, what: &'static str) -> io::Result<()> {
-        self.1.lock().unwrap().as_mut().map_or(Ok(()), |refuse| refuse(what))
-    }
-
-    fn step<T>(&self, what: &'static str, done: T) -> io::Result<T> {
-        self.0.lock().unwrap().as_mut().map_or(Ok(()), |on_step| on_step(what)).map(|()| done)
+        self.0.lock().unwrap().as_mut().map_or(Ok(()), |refuse| refuse(what))
     }
 }
 
@@ -47,8 +37,7 @@ impl FileSystem for Watched {
         if how == Open::New {
             self.may("create")?;
         }
-        let file: Arc<dyn DiskFile> = Arc::new(WatchedFile { watched: self.clone(), file: OsFiles.open(path, how)? });
-        if how == Open::New { self.step("create", file) } else { Ok(file) }
+        Ok(Arc::new(WatchedFile { watched: self.clone(), file: OsFiles.open(path, how)? }))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
@@ -57,12 +46,12 @@ impl FileSystem for Watched {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.may("rename")?;
-        OsFiles.rename(from, to).and_then(|done| self.step("rename", done))
+        OsFiles.rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.may("remove")?;
-        OsFiles.remove(path).and_then(|done| self.step("remove", done))
+        OsFiles.remove(path)
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
@@ -79,7 +68,7 @@ impl FileSystem for Watched {
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         self.may("sync directory")?;
-        OsFiles.sync_directory(path).and_then(|done| self.step("sync directory", done))
+        OsFiles.sync_directory(path)
     }
 }
 
@@ -101,22 +90,22 @@ impl DiskFile for WatchedFile {
             self.file.write_vectored_at(&[IoSlice::new(some)], offset)?;
             return Err(error);
         }
-        self.file.write_vectored_at(slices, offset).and_then(|done| self.watched.step("write", done))
+        self.file.write_vectored_at(slices, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.watched.may("sync")?;
-        self.file.sync_data().and_then(|done| self.watched.step("sync", done))
+        self.file.sync_data()
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.watched.may("truncate")?;
-        self.file.set_len(bytes).and_then(|done| self.watched.step("truncate", done))
+        self.file.set_len(bytes)
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.watched.may("allocate")?;
-        self.file.allocate(bytes).and_then(|done| self.watched.step("allocate", done))
+        self.file.allocate(bytes)
     }
 
     fn len(&self) -> io::Result<u64> {
