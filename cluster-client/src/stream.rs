@@ -95,6 +95,8 @@ impl Collector {
                 Step::Ended(error) => error,
             };
             self.ended = true;
+            // What came in the same answer as the error is not given behind it.
+            self.taken.clear();
             return Some(Err(error));
         }
     }

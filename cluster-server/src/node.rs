@@ -411,7 +411,15 @@ impl Node {
     /// What to write to a client now.
     pub(crate) fn link_transmit(&self, link: LinkId, out: &mut Vec<Bytes>) -> Transmit {
         match &mut self.core.borrow_mut().stage {
-            Stage::Running(running) => running.room.poll_transmit(link, self.options.limits.turn_bytes_max, out, self.clock.now()),
+            Stage::Running(running) => {
+                let room = &mut running.room;
+                let transmit = room.poll_transmit(link, self.options.limits.turn_bytes_max, out, self.clock.now());
+                if room.is_asking() {
+                    // What comes next has to be read from the disk.
+                    self.wake.notify_one();
+                }
+                transmit
+            }
             Stage::Unformed(_) | Stage::Recovering(_) => Transmit::CloseAfter,
         }
     }

@@ -6,7 +6,7 @@
 //!   then [`Room::poll_event`] and [`Room::poll_wake`] until both are empty.
 //! * A woken link has something to write: when its socket takes bytes, call [`Room::poll_transmit`], write all of `out`, and call
 //!   again while it says [`Transmit::More`]. After [`Transmit::Idle`] wait for the next wake; after [`Transmit::CloseAfter`] close
-//!   the socket. A socket that takes nothing is simply not polled: what it misses is bounded here.
+//!   the socket. Where [`Room::is_asking`] then, something is to be read for it: poll the events soon. A socket that takes nothing is simply not polled: what it misses is bounded here.
 //! * Drop the sockets of [`Room::poll_abort`]: half-open ones never take their goodbye.
 //! * Every link that was connected is disconnected once, however it ends; that releases all that it held.
 //! * [`Room::handle_applied`] gets every run that the replica applies, in order, and [`Room::handle_restored`] each jump;
@@ -476,6 +476,12 @@ impl Room {
             return Some(RoomEvent::PieceWanted { index, offset });
         }
         self.events.pop_front()
+    }
+
+    /// Whether [`Room::poll_transmit`] has made something for the owner to do at once: events to take, or a timeout that is due.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.revisit || self.runs.asks() || self.states.pieces.asks()
     }
 
     /// A link that has something to write.

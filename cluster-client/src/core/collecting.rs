@@ -77,3 +77,65 @@ impl Collecting {
         Ok(Some(Snapshot { index: self.first.index, chain: self.first.chain, state: std::mem::take(&mut self.state).into() }))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const STATE: &[u8] = b"a state of some length";
+
+    fn chunk(index: u64, offset: usize, bytes: usize) -> SnapshotChunk {
+        SnapshotChunk {
+            index: LogIndex(index),
+            chain: Chain(7),
+            offset: offset as u64,
+            total: STATE.len() as u64,
+            hash: Sha256::digest(STATE).into(),
+            bytes: Bytes::copy_from_slice(&STATE[offset..offset + bytes]),
+        }
+    }
+
+    fn begun() -> Collecting {
+        let mut collecting = Collecting::begin(&chunk(5, 0, 6), true, 100).unwrap();
+        assert_eq!(collecting.take(&chunk(5, 0, 6)), Ok(None));
+        assert_eq!(collecting.partial().bytes, 6);
+        collecting
+    }
+
+    fn is_whole(collecting: &mut Collecting, from: usize) -> bool {
+        let snapshot = collecting.take(&chunk(5, from, STATE.len() - from)).unwrap();
+        snapshot.is_some_and(|snapshot| snapshot.state == STATE && snapshot.index == LogIndex(5))
+    }
+
+    #[test]
+    fn another_link_goes_on_where_the_last_one_ended_or_begins_anew() {
+        let mut collecting = begun();
+        collecting.rejoin();
+        assert!(is_whole(&mut collecting, 6));
+
+        let mut collecting = begun();
+        collecting.rejoin();
+        assert_eq!(collecting.take(&chunk(9, 0, 3)), Ok(None));
+        assert_eq!((collecting.partial().index, collecting.partial().bytes), (LogIndex(9), 3));
+
+        let mut collecting = begun();
+        collecting.rejoin();
+        assert_eq!(collecting.take(&chunk(5, 0, 3)), Ok(None));
+        assert!(is_whole(&mut collecting, 3));
+    }
+
+    #[test]
+    fn a_link_neither_goes_on_elsewhere_nor_with_another_state_nor_begins_twice() {
+        for wrong in [chunk(5, 5, 3), chunk(5, 7, 3), chunk(9, 6, 3), SnapshotChunk { hash: [0; 32], ..chunk(5, 6, 3) }] {
+            let mut collecting = begun();
+            collecting.rejoin();
+            assert!(matches!(collecting.take(&wrong), Err(LinkError::Malformed(_))));
+        }
+        assert!(matches!(begun().take(&chunk(5, 0, 6)), Err(LinkError::Malformed(_))));
+        let mut collecting = begun();
+        collecting.rejoin();
+        let larger = SnapshotChunk { total: 101, ..chunk(9, 0, 3) };
+        assert_eq!(collecting.take(&larger), Err(LinkError::SnapshotTooLarge(101)));
+    }
+}

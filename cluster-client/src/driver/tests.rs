@@ -17,10 +17,11 @@ use voter_mesh::ids::{ClusterId, Epoch, Identity, RaftId, RoomId, Seat, Term, Ti
 use voter_mesh::machine::StateMachine;
 use voter_mesh::machine::kv::{self, Kv, KvCommand, KvReply};
 use voter_mesh::replica::{Replica, ReplicaLimits};
-use voter_mesh::run::Run;
+use voter_mesh::run::{RUN_HEADER_BYTES, Run, Tail, Verdicts};
 
 use crate::{
     ClusterClient, ConnectError, Consistency, JournalError, LinkError, LogIndex, NotSent, ProposeError, RequestJournal, Status,
+    StreamError,
 };
 
 /// One replica, one room, and the sockets that wait to be written to.
@@ -30,11 +31,19 @@ struct Single {
     wakes: BTreeMap<LinkId, Arc<Notify>>,
     /// Holds back what clients propose.
     holds: bool,
+    /// All that was applied: the log on its disk.
+    log: Vec<(Run, Verdicts)>,
+    /// The disk has the same commands, from another history.
+    forges: bool,
     origin: tokio::time::Instant,
 }
 
 impl Single {
     fn new() -> Arc<Mutex<Self>> {
+        Self::with(RoomLimits::default())
+    }
+
+    fn with(limits: RoomLimits) -> Arc<Mutex<Self>> {
         let identity = Identity { cluster: ClusterId([1; 16]), epoch: Epoch(1), room: RoomId(0) };
         let replica = Replica::form(identity, Configuration::default(), &kv::factory(), ReplicaLimits::default());
         let options = RoomOptions {
@@ -42,16 +51,29 @@ impl Single {
             name: "main".to_owned(),
             server: RaftId::new(Seat(1), 1),
             machine: (Kv::NAME.to_owned(), Kv::VERSION),
-            limits: RoomLimits::default(),
+            limits,
             endpoints: Vec::new(),
         };
-        let room = Room::new(options, (replica.tail().last, replica.tail().chain), Time::default());
+        let mut room = Room::new(options, (replica.tail().last, replica.tail().chain), Time::default());
+        room.handle_kept(LogIndex::FIRST);
         let origin = tokio::time::Instant::now();
-        Arc::new(Mutex::new(Self { room, replica, wakes: BTreeMap::new(), holds: false, origin }))
+        Arc::new(Mutex::new(Self { room, replica, wakes: BTreeMap::new(), holds: false, log: Vec::new(), forges: false, origin }))
     }
 
     fn now(&self) -> Time {
         Time { monotonic_us: self.origin.elapsed().as_micros() as u64, ..Time::default() }
+    }
+
+    /// The same entries at the same indices, sealed at another time.
+    fn forged(&self) -> Vec<(Run, Verdicts)> {
+        let mut tail = Tail::zero(&self.replica.identity());
+        let forge = |(run, verdicts): &(Run, Verdicts)| {
+            let entries = &run.bytes()[RUN_HEADER_BYTES..];
+            let forged = Run::seal(&tail, Term(1), TimeMs(7), Epoch(1), RoomId(0), &[entries]).unwrap();
+            tail = forged.header().tail();
+            (forged, verdicts.clone())
+        };
+        self.log.iter().map(forge).collect()
     }
 
     fn pump(&mut self) {
@@ -66,7 +88,13 @@ impl Single {
                 RoomEvent::Propose(entries) => {
                     let run = Run::seal(self.replica.tail(), Term(1), TimeMs(0), Epoch(1), RoomId(0), &[&entries]).unwrap();
                     let applied = self.replica.apply(&run).unwrap();
+                    self.log.push((run, applied.verdicts.clone()));
                     self.room.handle_applied(&applied, now);
+                }
+                RoomEvent::RunsWanted { from } => {
+                    let log = if self.forges { self.forged() } else { self.log.clone() };
+                    let runs = log.into_iter().skip_while(|(run, _)| run.header().last() < from).take(5).collect();
+                    self.room.handle_runs(from, runs, now);
                 }
                 RoomEvent::Read(read) => self.room.handle_read(read, self.replica.tail().last, now),
                 _ => {}
@@ -263,4 +291,64 @@ async fn many_calls_share_one_task_and_a_dropped_client_answers_them_all() {
         }
     }
     assert_eq!((unknown, unsent), (256, 44));
+}
+
+/// A client whose streams must fetch all but the latest commands from a server whose ring holds none but them.
+async fn far_behind(commands: usize) -> (Arc<Mutex<Single>>, Port, ClusterClient<crate::Raw>) {
+    let mut limits = RoomLimits::default();
+    limits.feed.feed_ring_bytes_max = 1;
+    let server = Single::with(limits);
+    let port = Port::open(&server).await;
+    let client = ClusterClient::builder().endpoints([port.endpoint()]).history_bytes_max(600).raw().connect().await.unwrap();
+    for number in 0..commands {
+        let command = voter_mesh::machine::to_cbor(&put(&format!("key {number}"))).unwrap();
+        client.propose(&command).await.unwrap();
+    }
+    (server, port, client)
+}
+
+#[tokio::test]
+async fn a_fetched_history_leads_into_the_live_one_without_a_gap() {
+    let (_server, _port, client) = far_behind(60).await;
+    let mut stream = client.committed_from(LogIndex::FIRST);
+    for number in 0..60 {
+        let expected = voter_mesh::machine::to_cbor(&put(&format!("key {number}"))).unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap().payload, expected);
+    }
+    // It falls behind what is kept here once more.
+    for number in 60..120 {
+        let command = voter_mesh::machine::to_cbor(&put(&format!("key {number}"))).unwrap();
+        client.propose(&command).await.unwrap();
+    }
+    for number in 60..120 {
+        let expected = voter_mesh::machine::to_cbor(&put(&format!("key {number}"))).unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap().payload, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_fetched_history_that_is_not_the_live_one_ends_the_stream() {
+    let (server, _port, client) = far_behind(300).await;
+    let mut stream = client.committed_from(LogIndex::FIRST);
+    stream.next().await.unwrap().unwrap();
+    // One that has fetched once is told before it gets a single command of another history.
+    server.lock().unwrap().forges = true;
+    let mut before = LogIndex::ZERO;
+    let after = loop {
+        match stream.next().await.unwrap() {
+            Ok(entry) => before = entry.index,
+            Err(StreamError::Diverged { after }) => break after,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(after >= before);
+    assert!(stream.next().await.is_none());
+    // One that begins there is told at the latest where the fetched history meets the live one.
+    let mut stream = client.committed_from(LogIndex(270));
+    loop {
+        match stream.next().await.unwrap() {
+            Ok(entry) => assert!(entry.index < LogIndex(310)),
+            Err(error) => break assert!(matches!(error, StreamError::Diverged { .. }), "{error}"),
+        }
+    }
 }

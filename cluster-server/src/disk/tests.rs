@@ -20,6 +20,7 @@ mod holes;
 mod log;
 mod snapshots;
 mod speed;
+mod verdicts;
 mod watched;
 mod writer;
 

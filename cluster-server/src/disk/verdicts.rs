@@ -42,7 +42,11 @@ impl VerdictStore {
     pub fn open(dir: &DataDir, identity: Identity, through: LogIndex, bytes_max: usize) -> Result<(Self, VerdictBook), DiskError> {
         let store = Self { files: Arc::clone(dir.files()), directory: dir.verdicts_path(), identity };
         let (mut found, mut void) = (Vec::new(), Vec::new());
-        for (_, path) in files::list(&*store.files, &store.directory)? {
+        for (name, path) in files::list(&*store.files, &store.directory)? {
+            if name.ends_with(".tmp") {
+                void.push(path);
+                continue;
+            }
             match store.read(&path, bytes_max) {
                 Ok(file) => found.push((file, path)),
                 Err(error @ DiskError::Damaged { .. }) => {

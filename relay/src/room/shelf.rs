@@ -63,6 +63,11 @@ impl<K: Ord + Copy, V> Shelf<K, V> {
         }
     }
 
+    /// Whether there may be a place to be read.
+    pub(super) fn asks(&self) -> bool {
+        !self.queue.is_empty() && self.reading.len() < self.reading_max
+    }
+
     /// The next place to be read, unless enough are. Places for which no living link waits are passed over.
     pub(super) fn poll(&mut self, lives: impl Fn(LinkId) -> bool) -> Option<K> {
         if self.reading.len() >= self.reading_max {
