@@ -28,7 +28,7 @@
 //! | 16 | [`FormMessage`] | CBOR | |
 //! | 17, 18 | [`Control`]: alive, bye | | |
 //! | 19 | `Commit` | term, previous, previous term, commit: u64 | |
-//! | 20 | `SnapshotHashes` | run u64; state's SHA-256 [32]; sessions' SHA-256 [32] | |
+//! | 20 | `SnapshotHashes` | run u64; state's SHA-256, 32 B; sessions' SHA-256, 32 B | |
 //! | 32–42 | [`super::bulk`] | | |
 //! | 64–67 | [`super::handshake`] | | |
 
