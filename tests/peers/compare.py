@@ -272,7 +272,7 @@ def workloads(entries):
         shape = ["fanout", "--watchers", str(watchers)]
         table[f"fanout-{watchers}-gated"] = (shape + ["--rate", "gated"], plain(*shape), 3, DELIVERIES)
         table[f"fanout-{watchers}-free"] = (
-            shape + ["--rate", "free"], plain(*shape, "--outstanding", "256"), 3, DELIVERIES)
+            shape + ["--rate", "free", "--outstanding", "256"], plain(*shape, "--outstanding", "256"), 3, DELIVERIES)
         table[f"fanout-{watchers}-100"] = (
             shape + ["--rate", "100"], plain(*shape, "--rate", "100"), 3, ["p50_us", "p99_us", "p999_us", *DELIVERIES[-2:]])
     for watchers in [5000]:

@@ -29,6 +29,9 @@ pub(super) struct Recovery {
     /// Server processes; with more than one it is a follower that is killed, and whose own clients wait for it
     #[arg(long, default_value_t = 1, value_parser = server_count)]
     servers: u16,
+    /// The servers' state machine: with kv the keys are part of what is read, with log the entries alone
+    #[arg(long, value_enum, default_value_t = StateName::Kv)]
+    state: StateName,
     /// Kills
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     trials: u32,
@@ -37,6 +40,7 @@ pub(super) struct Recovery {
 #[derive(Serialize)]
 struct Report {
     servers: u16,
+    state: &'static str,
     entries: u64,
     /// Of filling the servers, with the processor time for each entry.
     filled_per_s: f64,
@@ -55,7 +59,7 @@ struct Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (read, write) = (Micros(self.read_us), Micros(self.write_us));
-        writeln!(f, "SIGKILL of one of {} servers that hold {} entries", self.servers, self.entries)?;
+        writeln!(f, "SIGKILL of one of {} servers of state {} that hold {} entries", self.servers, self.state, self.entries)?;
         write!(f, "all applied again after {read}, a write acknowledged after {write} (medians of {})", self.read_trials_us.len())?;
         if let (Some(us), Some(mib)) = (self.recovery_cpu_us, self.server_memory_mib) {
             write!(f, "\nservers, together: {} of processor time, {mib} MiB resident", Micros(us as u64))?;
@@ -66,7 +70,7 @@ impl fmt::Display for Report {
 
 impl Recovery {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let mut cluster = self.stage.start(self.servers, StateName::Kv).await?;
+        let mut cluster = self.stage.start(self.servers, self.state).await?;
         let filled = cluster.fill(self.entries).await?;
         tokio::time::sleep(Duration::from_millis(SETTLE_MS)).await;
         let (mut reads_us, mut writes_us, mut cpu_us) = (Vec::new(), Vec::new(), None);
@@ -78,6 +82,7 @@ impl Recovery {
         }
         let report = Report {
             servers: self.servers,
+            state: self.state.as_str(),
             entries: self.entries,
             filled_per_s: filled.operations_per_s,
             server_cpu_us_per_entry: filled.costs.server_cpu_us_per_operation,
