@@ -1,6 +1,7 @@
 //! What the directory's tests share: runs from a made-up leader, and logs with files small enough to damage everywhere.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::*;
 mod crash;
 mod damage;
 mod directory;
+mod every_bit;
 mod full;
 mod holes;
 mod log;
@@ -85,6 +87,12 @@ fn recover(dir: &DataDir) -> Result<(Log, LogRecovered, Vec<Run>), DiskError> {
     let mut runs = Vec::new();
     let (log, recovered) = Log::recover(dir, IDENTITY, ID, None, SMALL, &mut |run| runs.push(run.clone()))?;
     Ok((log, recovered, runs))
+}
+
+fn flip(file: &fs::File, at: usize, bit: usize) {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ 1 << bit], at as u64).unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {

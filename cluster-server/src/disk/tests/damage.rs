@@ -1,18 +1,10 @@
 //! Bits that rot: whatever was acknowledged is either there, or its loss is known.
 
-use std::os::unix::fs::FileExt;
-
 use voter_mesh::log::{MARK_AT, RECORDS_AT, SECTOR_BYTES, Verdict};
 
 use super::*;
 
 const SEGMENT: &str = "log/0000000000000001.seg";
-
-fn flip(file: &fs::File, at: usize, bit: usize) {
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at as u64).unwrap();
-    file.write_all_at(&[byte[0] ^ 1 << bit], at as u64).unwrap();
-}
 
 #[test]
 fn no_flipped_bit_of_a_record_is_served_and_the_verdict_tells_what_it_costs() {
@@ -41,33 +33,36 @@ fn no_flipped_bit_of_a_record_is_served_and_the_verdict_tells_what_it_costs() {
 }
 
 #[test]
-fn a_damaged_mark_costs_the_certainty_of_the_vote_and_a_damaged_header_the_start() {
+fn no_flipped_bit_of_a_mark_gives_a_second_vote_in_one_term_and_none_of_a_header_passes() {
     let (temporary, dir, mut log) = formed();
     let written = runs(Tail::zero(&IDENTITY), 1, 2, 4);
     write(&mut log, &batch(1, &written[..1]));
     write(&mut log, &Batch { vote: OTHER, ..batch(1, &written[1..]) });
+    write(&mut log, &Batch { vote: ID, must_sync: true, ..batch(2, &[]) });
     drop(log);
     let file = fs::OpenOptions::new().read(true).write(true).open(temporary.path().join(SEGMENT)).unwrap();
-    for at in 0..SECTOR_BYTES {
-        flip(&file, at, at % 8);
-        assert!(matches!(recover(&dir), Err(DiskError::Damaged { .. } | DiskError::Newer { .. })), "header byte {at}");
-        flip(&file, at, at % 8);
-
-        let newer = MARK_AT[0] as usize + at;
-        flip(&file, newer, at % 8);
-        let (_, recovered, found) = recover(&dir).unwrap();
-        assert_eq!((recovered.vote_lost, recovered.vote, found.as_slice()), (true, RaftId::NONE, &written[..]), "newer mark, {at}");
-        assert_eq!(recovered.verdict, Verdict::Torn);
-
-        let older = MARK_AT[1] as usize + at;
-        flip(&file, older, at % 8);
-        assert!(matches!(recover(&dir), Err(DiskError::Damaged { .. })), "both marks, {at}");
-        flip(&file, newer, at % 8);
-        let (_, recovered, found) = recover(&dir).unwrap();
-        assert_eq!((recovered.vote_lost, recovered.vote, found.as_slice()), (true, OTHER, &written[..]), "older mark, {at}");
-        flip(&file, older, at % 8);
+    let hard_state = |what| {
+        let (_, LogRecovered { term, vote, vote_lost, verdict, .. }, found) = recover(&dir).unwrap();
+        assert_eq!((found.as_slice(), verdict), (&written[..], Verdict::Clean), "{what}");
+        (term, vote, vote_lost)
+    };
+    assert_eq!(hard_state("whole"), (Term(2), ID, false));
+    for bit in 0..SECTOR_BYTES * 8 {
+        let flip_at = |at: u64| flip(&file, at as usize + bit / 8, bit % 8);
+        flip_at(0);
+        assert!(matches!(recover(&dir), Err(DiskError::Damaged { .. })), "header, bit {bit}");
+        flip_at(0);
+        // The older mark stands in for the newer one: term and vote are not the last, and known not to be certain.
+        flip_at(MARK_AT[1]);
+        assert_eq!(hard_state("newer mark"), (Term(1), OTHER, true), "newer mark, bit {bit}");
+        flip_at(MARK_AT[0]);
+        assert!(matches!(recover(&dir), Err(DiskError::Damaged { .. })), "both marks, bit {bit}");
+        flip_at(MARK_AT[1]);
+        // Nobody can tell which of the two was the newer one.
+        assert_eq!(hard_state("older mark"), (Term(2), ID, true), "older mark, bit {bit}");
+        flip_at(MARK_AT[0]);
     }
-    assert!(!recover(&dir).unwrap().1.vote_lost);
+    assert_eq!(hard_state("whole again"), (Term(2), ID, false));
 }
 
 #[test]

@@ -72,14 +72,21 @@ fn the_node_record_has_these_bytes() {
 }
 
 #[test]
-fn segments_of_another_life_cluster_or_version_are_refused_with_both_named() {
+fn segments_of_another_node_life_history_or_version_are_refused_with_both_named() {
     let (temporary, dir, log) = formed();
     drop(log);
-    let other_life = RaftId::new(Seat(1), 2);
-    let error = Log::recover(&dir, IDENTITY, other_life, None, SMALL, &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains("server 1.1 of cluster 0707") && error.to_string().contains("not to server 1.2"), "{error}");
-    let elsewhere = Identity { epoch: Epoch(2), ..IDENTITY };
-    assert!(matches!(Log::recover(&dir, elsewhere, ID, None, SMALL, &mut |_| {}), Err(DiskError::Foreign { .. })));
+    for (elsewhere, id, named) in [
+        (IDENTITY, RaftId::new(Seat(1), 2), "server 1.2"),
+        (IDENTITY, OTHER, "server 2.1"),
+        (Identity { cluster: ClusterId([8; 16]), ..IDENTITY }, ID, "cluster 0808"),
+        (Identity { epoch: Epoch(2), ..IDENTITY }, ID, "epoch 2"),
+        (Identity { room: RoomId(1), ..IDENTITY }, ID, "room 1"),
+    ] {
+        let error = Log::recover(&dir, elsewhere, id, None, SMALL, &mut |_| {}).unwrap_err();
+        let (found, expected) = error.to_string().split_once("not to").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        assert!(matches!(error, DiskError::Foreign { .. }) && found.contains("server 1.1 of cluster 0707"), "{error}");
+        assert!(expected.contains(named), "{error}");
+    }
 
     let path = temporary.path().join("log/0000000000000001.seg");
     let bytes = fs::read(&path).unwrap();
@@ -94,6 +101,7 @@ fn segments_of_another_life_cluster_or_version_are_refused_with_both_named() {
     fs::write(&path, newer).unwrap();
     let error = recover(&dir).unwrap_err();
     assert!(matches!(error, DiskError::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(error.to_string().contains("format 2") && error.to_string().ends_with('1'), "{error}");
 }
 
 #[test]

@@ -82,11 +82,18 @@ fn no_flipped_bit_passes_and_the_snapshot_before_stands_in() {
     let second = store_one(&store, 6, b"second");
     let bytes = raw(&store, &second);
     let path = temporary.path().join("snapshots/0000000000000006-0000000000000001.snap");
-    for at in 0..bytes.len() {
+    for bit in 0..bytes.len() * 8 {
         let mut flipped = bytes.clone();
-        flipped[at] ^= 1 << (at % 8);
+        flipped[bit / 8] ^= 1 << (bit % 8);
         fs::write(&path, flipped).unwrap();
-        assert_eq!(SnapshotStore::open(&dir, IDENTITY).unwrap().newest().as_ref(), Some(&first), "byte {at}");
+        assert_eq!(SnapshotStore::open(&dir, IDENTITY).unwrap().all(), std::slice::from_ref(&first), "bit {bit}");
+        // The server that wrote it, and whoever restores it from a backup.
+        assert!(
+            matches!(store.open_file(&second).and_then(|file| file.check(&mut |_| ())), Err(DiskError::Damaged { .. })),
+            "bit {bit}"
+        );
+        let restoring = SnapshotFile::open(&path).and_then(|file| file.check(&mut |_| ()));
+        assert!(matches!(restoring, Err(DiskError::Damaged { .. })), "bit {bit}");
     }
     for length in 0..bytes.len() {
         fs::write(&path, &bytes[..length]).unwrap();
@@ -94,8 +101,34 @@ fn no_flipped_bit_passes_and_the_snapshot_before_stands_in() {
     }
     fs::write(&path, bytes).unwrap();
     assert_eq!(SnapshotStore::open(&dir, IDENTITY).unwrap().newest(), Some(second));
-    let elsewhere = Identity { epoch: Epoch(2), ..IDENTITY };
-    assert!(matches!(SnapshotStore::open(&dir, elsewhere), Err(DiskError::Foreign { .. })));
+}
+
+#[test]
+fn snapshots_of_a_newer_format_or_another_history_are_refused() {
+    let (temporary, dir, store) = opened();
+    store_one(&store, 5, b"first");
+    let second = store_one(&store, 6, b"second");
+    let path = temporary.path().join("snapshots/0000000000000006-0000000000000001.snap");
+    let whole = raw(&store, &second);
+    let altered = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] += 1;
+        let crc = crc32c::crc32c(&bytes[..60]).to_le_bytes();
+        bytes[60..64].copy_from_slice(&crc);
+        fs::write(&path, &bytes).unwrap();
+        let refused = SnapshotStore::open(&dir, IDENTITY).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), bytes, "nothing was changed");
+        refused
+    };
+    let newer = altered(8);
+    assert!(matches!(newer, DiskError::Newer { found: 2, known: 1, .. }));
+    assert!(newer.to_string().contains("format 2") && newer.to_string().contains('1'), "{newer}");
+    assert!(matches!(SnapshotFile::open(&path), Err(DiskError::Newer { found: 2, known: 1, .. })), "restored");
+    for (at, found) in [(16, "0807"), (32, "epoch 2"), (36, "room 1")] {
+        let foreign = altered(at);
+        assert!(matches!(foreign, DiskError::Foreign { .. }) && foreign.to_string().contains(found), "{foreign}");
+    }
+    assert_eq!(names(&temporary.path().join("snapshots")).len(), 2);
 }
 
 /// A snapshot of a peer, on its way to our store.
