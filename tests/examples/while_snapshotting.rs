@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn writes(root: &Path) -> bool {
     let in_directory = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
     in_directory(root).any(|voter| {
-        in_directory(&voter.path().join("snapshots")).any(|file| file.path().extension().is_some_and(|extension| extension == "tmp"))
+        in_directory(&voter.path().join("snapshots"))
+            .any(|file| file.path().extension().is_some_and(|extension| extension == "tmp"))
     })
 }
 

@@ -236,8 +236,8 @@ async fn a_half_open_connection_is_noticed_within_two_ping_periods() {
     let room = RoomLimits { ping_ms: PING.as_millis() as u64, goodbye_ms: 200, ..RoomLimits::default() };
     let cluster = started(voters(1, directory.path()).room_limits(room)).await;
     let url = &cluster.urls()[0];
-    let (mut silent, admit) = Peer::admitted(url, hello(FeedMode::Full)).await;
     let since = Instant::now();
+    let (mut silent, admit) = Peer::admitted(url, hello(FeedMode::Full)).await;
     assert_eq!(u128::from(admit.limits.ping_ms), PING.as_millis());
     // One that does not even read: all that the server knows is that nothing comes.
     let (deaf, _) = Peer::admitted(url, hello(FeedMode::Full)).await;
@@ -262,7 +262,7 @@ async fn a_half_open_connection_is_noticed_within_two_ping_periods() {
         () = pinging => unreachable!("it pings for ever"),
     };
     // The upper bound leaves room for a machine that does something else.
-    assert!((PING * 19 / 10..PING * 20).contains(&after), "{after:?}");
+    assert!((PING * 2..PING * 20).contains(&after), "{after:?}");
     let counters = cluster.status(Seat(1)).await.unwrap().counters;
     assert_eq!(counters["closed_Timeout"], 2);
     drop((deaf, quiet));
