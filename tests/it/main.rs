@@ -8,6 +8,7 @@ mod ending;
 mod endpoints;
 mod failover;
 mod far_behind;
+mod formats;
 mod harness;
 mod here;
 mod hostile;

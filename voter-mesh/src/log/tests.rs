@@ -45,6 +45,7 @@ fn the_header_has_these_bytes_and_no_flipped_bit_passes() {
          030002000000000004000000000000000a000000000000000500000000000000140000000000000\
          0f2030000000000006e00000000000000"
     );
+    assert_eq!((sector[96..508].to_vec(), hex(&sector[508..])), (vec![0; 412], "c28cd1d2".into()));
     assert_eq!(SegmentHeader::decode(&sector), Ok(header));
     for bit in 0..SECTOR_BYTES * 8 {
         let mut flipped = sector;
@@ -68,6 +69,7 @@ fn the_mark_has_these_bytes_and_no_flipped_bit_passes() {
          0900000000000000\
          0b0000000000000005000000000000001600000000000000f3030000000000006f00000000000000"
     );
+    assert_eq!((sector[136..508].to_vec(), hex(&sector[508..])), (vec![0; 372], "9b02441b".into()));
     assert_eq!(Mark::decode(&sector, 3, 0), Some(mark));
     assert_eq!(Mark::decode(&sector, 4, 0), None, "another segment's");
     assert_eq!(Mark::decode(&sector, 3, 1), None, "in the other slot");
