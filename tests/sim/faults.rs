@@ -22,17 +22,22 @@ fn survives(script: &Script, faults: Faults, seed: u64) -> bool {
     let (mut kept, mut under_way) = (0, 0);
     let failed = script.perform(&disk, |now, then| (kept, under_way) = (now, then)).is_err();
     disk.set_faults(Faults::default(), seed);
-    let begin = |disk: &SimDisk, when: &str| {
+    let begin = |disk: &SimDisk, when: &str, script: &Script, (kept, under_way): (usize, usize)| {
         let found = start(disk, script.options()).unwrap_or_else(|error| panic!("{faults:?}, seed {seed}, {when}: {error}"));
         if let Err(why) = script.check(&found, kept, under_way) {
             panic!("{faults:?}, seed {seed}, {when}: {why}");
         }
+        found.as_script(script.options())
     };
-    disk.state().images(16, &mut Random::new(seed), &mut |image| begin(&SimDisk::on(image.into()), "after a power cut"));
-    begin(&disk, "after a restart");
-    // What that start has said is there: also if the power goes now.
-    disk.state()
-        .images(16, &mut Random::new(seed), &mut |image| begin(&SimDisk::on(image.into()), "after a restart and a power cut"));
+    let may = (kept, under_way);
+    disk.state().images(16, &mut Random::new(seed), &mut |image| {
+        begin(&SimDisk::on(image.into()), "after a power cut", script, may);
+    });
+    let found = begin(&disk, "after a restart", script, may);
+    // What that start has found may be acknowledged by now: it is there, also if the power goes.
+    disk.state().images(16, &mut Random::new(seed), &mut |image| {
+        begin(&SimDisk::on(image.into()), "after a restart and a power cut", &found, (0, 0));
+    });
     failed
 }
 

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cluster_server::disk::{Batch, DataDir, DiskError, Log, LogOptions, LogRecovered, NodeRecord, SnapshotStore, WriteFailed};
+use cluster_server::disk::{
+    Batch, DataDir, DiskError, Log, LogOptions, LogRecovered, NodeRecord, SnapshotStore, VerdictStore, WriteFailed,
+};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::entry::{EntryKind, EntrySpec, entry};
-use voter_mesh::ids::{ClusterId, DirectoryId, Epoch, Identity, RaftId, RoomId, RunIndex, Seat, Term, TimeMs};
+use voter_mesh::ids::{ClusterId, DirectoryId, Epoch, Identity, LogIndex, RaftId, RoomId, RunIndex, Seat, Term, TimeMs};
 use voter_mesh::log::Verdict;
 use voter_mesh::mesh::forming::FormState;
-use voter_mesh::run::{Run, Tail};
+use voter_mesh::run::{Run, Tail, Verdicts};
 use voter_mesh::snapshot::SnapshotMeta;
+use voter_mesh::verdicts::VerdictBook;
 
 use super::disk::SimDisk;
 use super::random::Random;
@@ -21,6 +24,8 @@ pub const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]), epoch: Ep
 pub const ID: RaftId = RaftId::new(Seat(1), 1);
 /// The server's data directory.
 pub const DIRECTORY: &str = "/data";
+/// Bytes of verdicts that are kept: all.
+const VERDICT_BYTES_MAX: usize = 1 << 20;
 
 /// One step. Each is done when it returns, and only then is its effect promised.
 #[derive(Clone, Debug)]
@@ -29,7 +34,7 @@ enum Step {
     Write(Vec<Batch>),
     /// The log loses what is below a run.
     Trim(RunIndex),
-    /// The server's own snapshot.
+    /// The server's own snapshot, and before it the verdicts up to it.
     Snapshot(SnapshotMeta),
     /// A leader's snapshot: its file and the file's hash.
     Receive(SnapshotMeta, Bytes, [u8; 32]),
@@ -53,6 +58,8 @@ pub(super) struct Promise {
     commit: RunIndex,
     /// The newest snapshot and the one before it.
     snapshots: Vec<Tail>,
+    /// The verdicts from behind this entry to the newest snapshot are there.
+    verdicts_after: LogIndex,
     node: NodeRecord,
 }
 
@@ -89,6 +96,7 @@ impl Script {
             vote: RaftId::NONE,
             commit: zero.run,
             snapshots: vec![zero],
+            verdicts_after: zero.last,
             node: node_record(0),
         };
         let options = LogOptions { segment_bytes: voter_mesh::log::RECORDS_AT + room_bytes, spares_max: 1 };
@@ -167,8 +175,8 @@ impl Script {
         let (meta, file, hash) = leaders_file(far);
         // Received, but not yet in the log's place.
         let received = Promise { snapshots: [self.last().snapshots.clone(), vec![far]].concat(), ..self.last().clone() };
-        let received = Promise { stood: received.runs.len(), ..received };
-        (now.begin, now.commit, now.snapshots) = (far, far.run, received.snapshots.clone());
+        let received = Promise { stood: received.runs.len(), verdicts_after: far.last, ..received };
+        (now.begin, now.commit, now.snapshots, now.verdicts_after) = (far, far.run, received.snapshots.clone(), far.last);
         now.runs = runs(far, now.term, count, bytes);
         let written = Batch { install: Some(far), ..batch(&now, now.runs.clone()) };
         self.then(Step::Receive(meta, file, hash), vec![received]).then(Step::Write(vec![written]), vec![now])
@@ -226,7 +234,7 @@ impl Script {
     /// The disk's, at which the server stops.
     pub fn perform(&self, disk: &SimDisk, mut progress: impl FnMut(usize, usize)) -> Result<(), WriteFailed> {
         progress(0, 0);
-        let Started { mut dir, store, mut log, .. } = start(disk, self.options)?;
+        let Started { mut dir, store, verdicts, mut log, .. } = start(disk, self.options)?;
         let mut kept = 0;
         for (step, promises) in &self.steps {
             progress(kept, kept + promises);
@@ -236,7 +244,11 @@ impl Script {
                     log.sync()?;
                 }
                 Step::Trim(below) => drop(log.trim(*below)?),
-                Step::Snapshot(meta) => drop(write_snapshot(&store, meta)?),
+                Step::Snapshot(meta) => {
+                    let (after, through) = (store.newest().map_or(LogIndex::ZERO, |newest| newest.tail.last), meta.tail.last);
+                    verdicts.write(after, through, &book(after, through).copy(after, through).expect("it holds just these"))?;
+                    drop(write_snapshot(&store, meta)?);
+                }
                 Step::Receive(meta, file, hash) => {
                     let mut receiving = store.begin_receive(meta, file.len() as u64, *hash)?;
                     let mut received = receiving.received() as usize;
@@ -268,8 +280,18 @@ impl Script {
         if !may.iter().any(|promise| promise.node == *found.dir.node().unwrap_or(&node_record(u32::MAX))) {
             return Err(format!("node record {:?}", found.dir.node()));
         }
-        if !may.iter().any(|promise| promise.snapshots.last() == Some(&found.snapshot)) {
+        if !found.damage.is_empty() {
+            return Err(format!("a power cut looks like damage: {:?}", found.damage));
+        }
+        let of_snapshot = || may.iter().filter(|promise| promise.snapshots.last() == Some(&found.snapshot));
+        if of_snapshot().next().is_none() {
             return Err(format!("snapshot {:?}", found.snapshot));
+        }
+        let (after, through) = (found.book.after(), found.snapshot.last);
+        if !of_snapshot().any(|promise| promise.verdicts_after == after)
+            || found.book.copy(after, through) != book(after, through).copy(after, through)
+        {
+            return Err(format!("verdicts behind {after} up to {}, with a snapshot at {through}", found.book.through()));
         }
         // Runs, or a snapshot, of a term whose mark is not there show that the term began; nobody has this server's vote in it.
         let is_new = vote == RaftId::NONE && term == tail.term && term > may[0].term;
@@ -298,6 +320,12 @@ pub struct Started {
     pub dir: DataDir,
     /// Its snapshots.
     pub store: SnapshotStore,
+    /// Its verdict files.
+    pub verdicts: VerdictStore,
+    /// What they held.
+    pub book: VerdictBook,
+    /// What of that which a sync had confirmed cannot be read.
+    pub damage: Vec<String>,
     /// Its log.
     pub log: Log,
     /// What recovery said of it.
@@ -338,7 +366,8 @@ impl Started {
     }
 
     /// What it found, as a promise: all of it may be acknowledged now.
-    pub(super) fn as_script(&self, options: LogOptions) -> Script {
+    #[must_use]
+    pub fn as_script(&self, options: LogOptions) -> Script {
         // Only run and term of it are compared, unless it is the snapshot's.
         let (run, term) = self.recovered.before_first;
         let begin = Tail { run, term, ..self.snapshot };
@@ -351,6 +380,7 @@ impl Started {
             vote: self.recovered.vote,
             commit: self.recovered.commit,
             snapshots: vec![self.snapshot],
+            verdicts_after: self.book.after(),
             node: self.dir.node().cloned().unwrap_or_else(|| node_record(0)),
         };
         Script { steps: Vec::new(), promises: vec![promise], options }
@@ -372,10 +402,13 @@ pub fn start(disk: &SimDisk, options: LogOptions) -> Result<Started, DiskError> 
         Some(newest) => newest.tail,
         None => write_snapshot(&store, &meta(Tail::zero(&IDENTITY)))?.tail,
     };
-    let mut shown = Vec::new();
+    let (verdicts, book) = VerdictStore::open(&dir, IDENTITY, snapshot.last, VERDICT_BYTES_MAX)?;
+    let (mut shown, mut damage) = (Vec::new(), Vec::new());
     let mut recover = |dir: &DataDir| {
         shown.clear();
-        Log::recover(dir, IDENTITY, ID, Some(&snapshot), options, &mut |run| shown.push(run.clone()))
+        let look = Log::look(dir, IDENTITY, ID, Some(&snapshot), options, &mut |run| shown.push(run.clone()))?;
+        damage = look.damage().iter().map(ToString::to_string).collect();
+        look.open()
     };
     let (mut log, recovered) = match recover(&dir) {
         Err(DiskError::NoLog { .. }) => {
@@ -393,7 +426,7 @@ pub fn start(disk: &SimDisk, options: LogOptions) -> Result<Started, DiskError> 
         path: DIRECTORY.into(),
         why: format!("what recovery found cannot be read back: {error}"),
     })?;
-    Ok(Started { dir, store, log, recovered, snapshot, shown, held })
+    Ok(Started { dir, store, verdicts, book, damage, log, recovered, snapshot, shown, held })
 }
 
 /// `count` runs behind `tail`, each with one entry of `bytes` bytes that no other term's has.
@@ -410,6 +443,19 @@ pub fn runs(mut tail: Tail, term: Term, count: usize, bytes: usize) -> Vec<Run> 
         runs.push(run);
     }
     runs
+}
+
+/// Verdicts of the entries behind `after` up to `through`, another for each third.
+fn book(after: LogIndex, through: LogIndex) -> VerdictBook {
+    let mut book = VerdictBook::new(after, VERDICT_BYTES_MAX);
+    for index in after.0 + 1..=through.0 {
+        let mut verdicts = Verdicts::clear(1);
+        if index.is_multiple_of(3) {
+            verdicts.set(0);
+        }
+        book.push(LogIndex(index), 1, &verdicts);
+    }
+    book
 }
 
 fn empty_batch() -> Batch {

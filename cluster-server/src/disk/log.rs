@@ -415,6 +415,9 @@ impl Log {
         if self.unsynced {
             files::sync_data(&*self.active.file, &self.active.path)?;
         }
+        // Nothing of the log stands before it: so says the header, in the place of a segment that said so and is void now.
+        let stays = self.shared.lock().extents.iter().any(|extent| extent.before.run < before.run);
+        let kind = if stays { kind } else { SegmentKind::Restarts };
         let header = SegmentHeader { kind, identity: self.identity, id: self.id, sequence: self.active.sequence + 1, before };
         let mark = Mark { synced_through: before.run, ..self.mark_at(before) };
         let bytes = self.options.segment_bytes.max(RECORDS_AT + room_bytes);

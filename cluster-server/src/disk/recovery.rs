@@ -280,8 +280,12 @@ impl LogLook {
             next: newest.end,
             written_through: newest.end,
         };
-        for path in stale {
-            files::remove(&*files, &path)?;
+        for path in &stale {
+            files::remove(&*files, path)?;
+        }
+        if !stale.is_empty() {
+            // Before any segment goes that says that they are void.
+            files::sync_directory(&*files, &directory)?;
         }
         let Walked { tail, begin, at_snapshot, extents, .. } = walked;
         let mut index = Index { extents: extents.into(), begin: Some(begin), ..Index::default() };
