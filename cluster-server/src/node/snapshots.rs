@@ -21,6 +21,7 @@ use voter_mesh::replica::{Replica, ReplicaImage};
 use voter_mesh::run::Tail;
 use voter_mesh::snapshot::{Agreement, Difference, SnapshotHashes, SnapshotMeta};
 
+use super::archive::Unsaved;
 use super::running::{Running, send};
 use super::status::hex;
 use super::{Node, NodeError, NodeOptions, Stage, panic_text};
@@ -92,7 +93,7 @@ impl Running {
         let (store, node) = (Arc::clone(&self.store), Rc::clone(node));
         let verdicts = self.archive.unsaved(image.meta.tail.last);
         tokio::task::spawn_local(async move {
-            let result = elsewhere(move || verdicts.write().and_then(|()| write(&store, image, &share))).await;
+            let result = elsewhere(move || save(verdicts, &store, image, &share)).await;
             node.with_running(|running, node, now| running.snapshot_taken(result, node, now));
         });
     }
@@ -344,6 +345,13 @@ pub(super) fn restore(store: &SnapshotStore, meta: &SnapshotMeta, options: &Node
         .map_err(|error| NodeError::Fatal(format!("snapshot at run {}: {error}", meta.tail.run)))
 }
 
+/// Writes the verdicts that no file holds and then the snapshot that covers them: where the power goes in between, files that nobody
+/// looks at are left, and not a snapshot that old runs do not lead to.
+fn save(verdicts: Unsaved, store: &SnapshotStore, image: ReplicaImage, share: &CpuShare) -> Result<SnapshotMeta, DiskError> {
+    verdicts.write()?;
+    write(store, image, share)
+}
+
 /// Writes an image to the disk, in no more than this share of a core; the last sync aside, which takes none.
 pub(super) fn write(store: &SnapshotStore, image: ReplicaImage, share: &CpuShare) -> Result<SnapshotMeta, DiskError> {
     let ReplicaImage { meta, machine, sessions } = image;
@@ -363,4 +371,43 @@ async fn elsewhere<T: Send + 'static, E: ToString + Send + 'static>(
 /// Lets go of what may be large on another thread.
 fn drop_elsewhere<T: Send + 'static>(what: T) {
     tokio::task::spawn_blocking(move || drop(what));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use voter_mesh::configuration::Configuration;
+    use voter_mesh::ids::{ClusterId, Epoch, Identity, LogIndex, RoomId};
+    use voter_mesh::machine::kv;
+    use voter_mesh::replica::ReplicaLimits;
+    use voter_mesh::run::Verdicts;
+
+    use super::super::archive::Archive;
+    use super::*;
+    use crate::disk::{DataDir, StateFiles, VerdictStore};
+
+    const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]), epoch: Epoch(1), room: RoomId(0) };
+
+    #[test]
+    fn a_snapshot_gets_its_name_only_behind_the_verdicts_that_lead_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(directory.path()).unwrap();
+        let store = SnapshotStore::open(&dir, IDENTITY).unwrap();
+        let (files, book) = VerdictStore::open(&dir, IDENTITY, LogIndex::ZERO, 1 << 20).unwrap();
+        let mut archive = Archive::new(files, book, StateFiles::new(&dir));
+        archive.verdicts.push(LogIndex(1), 3, &Verdicts::clear(3));
+        let replica = Replica::form(IDENTITY, Configuration::default(), &kv::factory(), ReplicaLimits::default());
+        let save = || save(archive.unsaved(LogIndex(3)), &store, replica.image(), &CpuShare::whole());
+
+        let in_the_way = directory.path().join("verdicts/0000000000000000-0000000000000003.tmp");
+        fs::create_dir(&in_the_way).unwrap();
+        save().unwrap_err();
+        assert_eq!(store.newest(), None);
+
+        fs::remove_dir(&in_the_way).unwrap();
+        let meta = save().unwrap();
+        assert_eq!((store.newest(), in_the_way.with_extension("bits").exists()), (Some(meta), true));
+    }
 }

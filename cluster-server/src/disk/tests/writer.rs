@@ -1,8 +1,11 @@
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use voter_mesh::log::Fenced;
 
+use super::watched::Watched;
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -80,4 +83,24 @@ fn a_refused_batch_stops_the_writer_after_what_came_before_it_is_durable() {
     assert!(matches!(writer.submit(batch(5, &written[1..])), Err((SubmitRefused::Stopped, _))));
     drop(writer);
     assert_eq!(recover(&dir).unwrap().2, written[..1]);
+}
+
+#[test]
+fn a_sync_that_fails_is_not_tried_again_and_nothing_under_it_is_confirmed_or_read() {
+    let watched = Watched::default();
+    let (_temporary, _dir, log) = formed_on(Arc::new(watched.clone()));
+    let syncs = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&syncs);
+    watched.refuse(move |what| match what {
+        "sync" if seen.fetch_add(1, Ordering::Relaxed) == 0 => Err(io::ErrorKind::Other.into()),
+        _ => Ok(()),
+    });
+    let (writer, events) = spawn(log, WriterLimits::default());
+    let (reader, written) = (writer.reader(), runs(Tail::zero(&IDENTITY), 1, 2, 100));
+    writer.submit(Batch { number: 1, ..batch(1, &written[..1]) }).unwrap();
+    let event = events.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(event, LogEvent::Failed(WriteFailed::Disk(_))), "{event:?}");
+    assert!(matches!(writer.submit(batch(1, &written[1..])), Err((SubmitRefused::Stopped, _))));
+    assert!(events.recv_timeout(PATIENCE).is_err(), "it was the last word");
+    assert_eq!((reader.range().1, syncs.load(Ordering::Relaxed)), (RunIndex(1), 1));
 }
