@@ -17,17 +17,18 @@ const SLICE: Duration = Duration::from_millis(2);
 /// Bytes that are passed on between two looks at the clock.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// Which share of a core a piece of work may take. Clones are the same: hurrying one hurries all.
+/// Which share of a core a piece of work may take. Clones are the same: hurrying or stopping one does it to all.
 #[derive(Clone, Debug)]
 pub(crate) struct CpuShare {
     percent: u32,
     hurried: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl CpuShare {
     /// `percent` of one core; 0 or 100 and above: all of it.
     pub(crate) fn new(percent: u32) -> Self {
-        Self { percent, hurried: Arc::new(AtomicBool::new(matches!(percent, 0 | 100..))) }
+        Self { percent, hurried: Arc::new(AtomicBool::new(matches!(percent, 0 | 100..))), stopped: Arc::default() }
     }
 
     /// All of a core.
@@ -38,6 +39,12 @@ impl CpuShare {
     /// From now on all of a core: somebody waits for this work.
     pub(crate) fn hurry(&self) {
         self.hurried.store(true, Ordering::Relaxed);
+    }
+
+    /// Nobody wants what comes of this work any more: it fails at its next piece.
+    pub(crate) fn stop(&self) {
+        self.hurry();
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// How long to rest after so much CPU time in so much time.
@@ -108,6 +115,9 @@ impl<W: Write, P: Pace> Throttled<W, P> {
 
 impl<W: Write, P: Pace> Write for Throttled<W, P> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.share.stopped.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the server is stopping"));
+        }
         let written = self.to.write(bytes.get(..PIECE_BYTES).unwrap_or(bytes))?;
         let cpu = self.pace.cpu().saturating_sub(self.since.0);
         if cpu >= SLICE {
@@ -206,6 +216,15 @@ mod tests {
         for share in [share, CpuShare::new(0), CpuShare::new(100)] {
             assert_eq!(written(&share, Duration::ZERO).rests.get(), 0);
         }
+    }
+
+    #[test]
+    fn work_that_is_stopped_fails_at_its_next_piece() {
+        let share = CpuShare::new(30);
+        let mut to = Throttled::new(io::sink(), &share);
+        to.write_all(&[0; 10]).unwrap();
+        share.stop();
+        assert!(to.write_all(&[0; 10]).is_err());
     }
 
     #[test]

@@ -56,6 +56,24 @@ async fn a_lone_voter_without_its_log_does_not_start_as_if_it_had_never_had_one(
 }
 
 #[tokio::test]
+async fn a_server_that_lost_its_log_before_its_first_snapshot_does_not_vote_as_if_it_were_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = started(voters(1, directory.path())).await;
+    let client = client_of(&cluster.urls()).raw().connect().await.unwrap();
+    client.propose(&"acknowledged".into()).await.unwrap();
+    client.close().await;
+    shutdown(cluster).await;
+    for segment in files(&voter_dir(directory.path(), Seat(1)), "log", "seg") {
+        std::fs::remove_file(segment).unwrap();
+    }
+    let why = match voters(1, directory.path()).start().await {
+        Ok(cluster) => timeout(PATIENCE, cluster.stopped()).await.unwrap().1,
+        Err(error) => error.to_string(),
+    };
+    assert!(why.contains("holds no log"), "{why}");
+}
+
+#[tokio::test]
 async fn a_segment_that_cannot_be_believed_is_set_aside_by_a_lone_voter_and_refused_to_a_voter_among_others() {
     for count in [1, 3] {
         let directory = tempfile::tempdir().unwrap();

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cluster_server::ServerCluster;
-use voter_mesh::ids::{LogIndex, SessionId, Term, TimeMs};
+use cluster_server::cluster::voter_dir;
+use cluster_server::{ServerCluster, ServerLimits};
+use voter_mesh::ids::{LogIndex, Seat, SessionId, Term, TimeMs};
+use voter_mesh::machine::kv::{self, Kv, KvCommand};
 use voter_mesh::machine::{MachineFactory, Position, StateMachine};
 use voter_mesh::replica::ReplicaLimits;
 
@@ -55,4 +57,25 @@ async fn servers_hold_their_snapshots_against_each_others_and_shout_when_one_hol
     assert_eq!(compared(false).await.1, 0);
     let (equal, differ) = compared(true).await;
     assert!(differ > equal && equal > 0, "{equal} equal, {differ} not: two of three servers agree");
+}
+
+#[tokio::test]
+async fn a_server_that_writes_a_large_snapshot_at_a_slow_pace_ends_when_it_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    // At this pace it would take minutes.
+    let limits = ServerLimits { snapshot_cpu_percent: 1, ..ServerLimits::default() };
+    let replica = ReplicaLimits { snapshot_entries: 64, ..ReplicaLimits::default() };
+    let builder = voters(1, directory.path()).machine(kv::factory()).limits(limits).replica_limits(replica);
+    let cluster = started(builder).await;
+    let client = client_of(&cluster.urls()).state(Kv::default()).connect().await.unwrap();
+    for key in 0..64_u8 {
+        client.propose(&KvCommand::Put { key: vec![key], value: vec![key; 512 << 10] }).await.unwrap();
+    }
+    client.close().await;
+    let writes = || async {
+        let files = std::fs::read_dir(voter_dir(directory.path(), Seat(1)).join("snapshots")).unwrap();
+        files.map(|file| file.unwrap().path()).any(|path| path.extension().is_some_and(|ending| ending == "tmp")).then_some(())
+    };
+    eventually("a snapshot is being written", writes).await;
+    shutdown(cluster).await;
 }

@@ -55,6 +55,15 @@ pub(super) struct Snapshots {
     transfers: BTreeMap<RaftId, Transfer>,
 }
 
+impl Drop for Snapshots {
+    /// A server that ends does not wait until a large state is written at a slow pace.
+    fn drop(&mut self) {
+        if let Some(share) = &self.writing {
+            share.stop();
+        }
+    }
+}
+
 /// A snapshot that travels to a follower, or did until lately.
 #[derive(Debug)]
 struct Transfer {

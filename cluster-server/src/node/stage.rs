@@ -176,34 +176,31 @@ pub(super) fn read(
     }
     let store = Arc::new(SnapshotStore::open(data, identity)?);
     let fresh = || Replica::form(identity, formed.clone(), &options.machine, options.replica_limits);
-    let newest = match store.newest() {
-        // Snapshot zero: every replica that forms begins with it, so that an empty log is always one that a snapshot must start.
-        None if may_campaign => Some(snapshots::write(&store, fresh().image(), &CpuShare::whole())?),
-        newest => newest,
-    };
+    let log_options = LogOptions { segment_bytes: options.limits.segment_bytes, ..LogOptions::default() };
+    let mut newest = store.newest();
+    if newest.is_none() {
+        // The beginning of a life, or an attempt at it. The log comes first: where there is a snapshot there was a log, and if that is
+        // gone, what it had acknowledged has gone with it, and its votes.
+        let begin = if may_campaign { Tail::zero(&identity) } else { empty_tail(&identity) };
+        match Log::create(data, identity, id, begin, log_options) {
+            Ok(_) | Err(DiskError::LogExists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if may_campaign {
+            // Snapshot zero: every replica that forms begins with it, so that an empty log is always one that a snapshot must start.
+            newest = Some(snapshots::write(&store, fresh().image(), &CpuShare::whole())?);
+        }
+    }
     let mut replica = match &newest {
         Some(meta) => snapshots::restore(&store, meta, options)?,
         // A newcomer: the leader's snapshot replaces this before anything is applied.
         None => fresh(),
     };
-    let begin = newest.as_ref().map_or_else(|| empty_tail(&identity), |meta| meta.tail);
-    let log_options = LogOptions { segment_bytes: options.limits.segment_bytes, ..LogOptions::default() };
     let mut recent = Vec::new();
-    let mut look = || {
-        recent.clear();
-        Log::look(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut |run| {
-            progress.fetch_add(1, Ordering::Relaxed);
-            recent.push(run.clone());
-        })
-    };
-    let look = match look() {
-        // At the beginning of a life there is none yet. Later, what it had acknowledged has gone with it, and its votes.
-        Err(DiskError::NoLog { .. }) if newest.as_ref().is_none_or(|meta| meta.tail == Tail::zero(&identity)) => {
-            drop(Log::create(data, identity, id, begin, log_options)?);
-            look()?
-        }
-        result => result?,
-    };
+    let look = Log::look(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut |run| {
+        progress.fetch_add(1, Ordering::Relaxed);
+        recent.push(run.clone());
+    })?;
     let (files, verdicts) = VerdictStore::open(data, identity, replica.tail().last, options.limits.verdict_bytes_max)?;
     let mut archive = Archive::new(files, verdicts, StateFiles::new(data));
     let mut room = Room::new(room_options(options, id, identity), (replica.tail().last, replica.tail().chain), now);
