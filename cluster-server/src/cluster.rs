@@ -613,9 +613,11 @@ impl ServerCluster {
         let mut views = Vec::new();
         // All at once: when every voter of a cluster goes, handing leadership around among them would only cost time.
         let last_one = self.voters.len() > 1;
+        // A client that does not read may hold a voter up for all the time that it is given: the rest is for ending.
+        let goodbye = deadline * 9 / 10;
         for (seat, (_, voter)) in self.voters {
             if let Some(voter) = voter {
-                let _ = voter.control.send(Control::Shutdown { deadline, hand_over: !last_one }).await;
+                let _ = voter.control.send(Control::Shutdown { deadline: goodbye, hand_over: !last_one }).await;
                 views.push((seat, voter));
             }
         }

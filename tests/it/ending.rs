@@ -7,12 +7,14 @@ use cluster_client::{
     StreamError, Unresolved,
 };
 use futures_util::StreamExt;
+use relay::wire::FeedMode;
 use voter_mesh::ids::Seat;
 use voter_mesh::machine::MachineFactory;
 use voter_mesh::mesh::message::AdminRequest;
 
 use crate::harness::{PATIENCE, eventually};
 use crate::here::{Mortal, administer, client_of, journal, lone_voter, mesh_addresses, shutdown, started, take, url, voters};
+use crate::peer::{Peer, hello};
 use crate::proxy::{Flow, Proxy};
 use crate::tally::Tally;
 
@@ -167,4 +169,18 @@ async fn what_was_shut_down_in_order_starts_again_with_everything() {
     assert_eq!(again.read(Consistency::Linearizable, Tally::total).await, Ok(1));
     assert!(again.propose(&"after".to_owned()).await.unwrap().index > begun.index);
     shutdown(cluster).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_keeps_no_server_from_ending_in_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = started(voters(1, directory.path())).await;
+    let (_deaf, _) = Peer::admitted(&cluster.urls()[0], hello(FeedMode::Full)).await;
+    let client = client_of(&cluster.urls()).thin().connect().await.unwrap();
+    // More than the sockets between them hold.
+    for _ in 0..64 {
+        client.propose(&vec![7; 512 << 10].into()).await.unwrap();
+    }
+    client.close().await;
+    cluster.shutdown(Duration::from_secs(2)).await.unwrap();
 }

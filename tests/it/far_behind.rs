@@ -419,6 +419,6 @@ async fn a_state_of_a_thousand_pieces_costs_the_server_no_memory_however_slowly_
         .hear_for("the piece behind", |frame| if let ServerFrame::Snapshot(piece) = frame { Some(piece.offset) } else { None })
         .await;
     assert_eq!(offset, partials[1].bytes);
-    drop(readers);
+    drop((readers, peer));
     shutdown(cluster).await;
 }
