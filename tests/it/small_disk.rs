@@ -94,12 +94,22 @@ impl SmallDisk {
 
     /// Leaves room for only so many bytes, by a file that takes all others.
     pub(crate) fn fill_up_to(&self, bytes_left: u64) -> PathBuf {
-        let statistics = rustix::fs::statvfs(self.path()).unwrap();
         let ballast = self.path().join("ballast");
-        let taken = (statistics.f_bavail * statistics.f_frsize).saturating_sub(bytes_left);
         let file = File::create(&ballast).unwrap();
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken.max(1)).unwrap();
-        ballast
+        // Whoever writes meanwhile takes room between the look and the deed: then it is looked again.
+        for _ in 0..1_000 {
+            file.set_len(0).unwrap();
+            let statistics = rustix::fs::statvfs(self.path()).unwrap();
+            let taken = (statistics.f_bavail * statistics.f_frsize).saturating_sub(bytes_left);
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken.max(1)) {
+                Err(rustix::io::Errno::NOSPC) => {}
+                result => {
+                    result.unwrap();
+                    return ballast;
+                }
+            }
+        }
+        panic!("no room stays free for long enough");
     }
 }
 
