@@ -13,6 +13,7 @@ use crate::core::{Core, CoreLimits, CoreOptions, Randomness};
 use crate::driver::Driver;
 use crate::error::ConnectError;
 use crate::follower::{Follower, Holder, Stateful, Stateless};
+use crate::host::{Host, OsHost};
 use crate::journal::RequestJournal;
 use crate::status::Status;
 
@@ -26,6 +27,7 @@ type MakeHolder<M> = fn(Arc<Mutex<M>>) -> Result<Box<dyn Holder>, String>;
 
 /// Describes a client. `S` is `()` until [`Builder::state`], [`Builder::raw`] or [`Builder::thin`] says what it is.
 pub struct Builder<S> {
+    host: Arc<dyn Host>,
     endpoints: Vec<String>,
     start: Option<usize>,
     links: usize,
@@ -52,6 +54,7 @@ impl<S> fmt::Debug for Builder<S> {
 impl Builder<()> {
     pub(crate) fn new() -> Self {
         Self {
+            host: Arc::new(OsHost),
             endpoints: Vec::new(),
             start: None,
             links: 1,
@@ -64,8 +67,8 @@ impl Builder<()> {
     }
 
     fn form<S>(self, form: FormOf<S>) -> Builder<S> {
-        let Self { endpoints, start, links, journal, deadline, limits, history_bytes_max, form: _ } = self;
-        Builder { endpoints, start, links, journal, deadline, limits, history_bytes_max, form: Some(form) }
+        let Self { host, endpoints, start, links, journal, deadline, limits, history_bytes_max, form: _ } = self;
+        Builder { host, endpoints, start, links, journal, deadline, limits, history_bytes_max, form: Some(form) }
     }
 
     /// A learner with this state, which must be the one that the servers began with.
@@ -86,6 +89,13 @@ impl Builder<()> {
 }
 
 impl<S> Builder<S> {
+    /// Another world than the operating system's: where connections, randomness and threads come from.
+    #[must_use]
+    pub fn host(mut self, host: Arc<dyn Host>) -> Self {
+        self.host = host;
+        self
+    }
+
     /// Where servers are: `ws://HOST:PORT/rooms/ROOM`, all of one room. Tried round-robin.
     #[must_use]
     pub fn endpoints<E: AsRef<str>>(mut self, endpoints: impl IntoIterator<Item = E>) -> Self {
@@ -173,7 +183,7 @@ impl<S: Form + Send + 'static> Builder<S> {
             return Err(ConnectError::NoRuntime);
         }
         let mut probe = [0_u8; 8];
-        getrandom::fill(&mut probe).map_err(|error| ConnectError::Randomness(error.to_string()))?;
+        self.host.fill_random(&mut probe).map_err(|error| ConnectError::Randomness(error.to_string()))?;
         let Some(FormOf { state, feed, machine, holder }) = self.form else { return Err(ConnectError::NoEndpoint) };
         let state = Arc::new(Mutex::new(state));
         let holder = holder(Arc::clone(&state)).map_err(ConnectError::InitialState)?;
@@ -188,12 +198,13 @@ impl<S: Form + Send + 'static> Builder<S> {
             limits: self.limits,
         };
         let recovered = self.journal.state().clone();
-        let randomness = Randomness::new(|bytes| {
+        let source = Arc::clone(&self.host);
+        let randomness = Randomness::new(move |bytes| {
             // It gave some a moment ago; a system that loses it cannot keep secrets, and must not go on.
-            getrandom::fill(bytes).expect("the operating system's randomness does not go away");
+            source.fill_random(bytes).expect("the operating system's randomness does not go away");
         });
         let make = |now| Core::new(options, &recovered, randomness, now);
-        let shared = Driver::spawn(make, |history| Follower::new(holder, history), self.journal, self.history_bytes_max);
+        let shared = Driver::spawn(self.host, make, |history| Follower::new(holder, history), self.journal, self.history_bytes_max);
         Ok(ClusterClient::new(shared, state, self.deadline))
     }
 

@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use relay::wire::ClientFrame;
 use tokio::sync::{Notify, oneshot, watch};
-use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, Sleep};
 use voter_mesh::ids::{Chain, LogIndex, Time};
 
@@ -18,6 +19,7 @@ use crate::core::{Core, Event, JournalBatch, LinkId, ProposeResult, Snapshot, Wa
 use crate::error::{ReadError, ReserveError, StreamError};
 use crate::follower::{Follower, lock};
 use crate::history::History;
+use crate::host::{Host, elsewhere};
 use crate::journal::{JournalError, RequestJournal};
 use crate::status::{CloseReason, Status};
 use crate::ticket::Ticket;
@@ -137,21 +139,23 @@ fn answer_all(core: &mut Core<Wait>) {
     }
 }
 
-type Writing = JoinHandle<(RequestJournal, Result<(), JournalError>)>;
+type Written = Result<(RequestJournal, Result<(), JournalError>), String>;
 
 pub(crate) struct Driver {
+    host: Arc<dyn Host>,
     shared: Arc<Shared>,
     follower: Follower,
     sockets: BTreeMap<LinkId, Socket>,
     /// Away while it is being written.
     journal: Option<RequestJournal>,
-    writing: Option<Writing>,
+    writing: Option<BoxFuture<'static, Written>>,
     timer: Pin<Box<Sleep>>,
 }
 
 impl Driver {
     /// Starts the task. The caller is inside a tokio runtime.
     pub(crate) fn spawn(
+        host: Arc<dyn Host>,
         make: impl FnOnce(Time) -> Core<Wait>,
         follower: impl FnOnce(Arc<History>) -> Follower,
         journal: RequestJournal,
@@ -168,6 +172,7 @@ impl Driver {
             ended: watch::channel(false).0,
         });
         let driver = Self {
+            host: Arc::clone(&host),
             shared: Arc::clone(&shared),
             follower: follower(history),
             sockets: BTreeMap::new(),
@@ -175,7 +180,7 @@ impl Driver {
             writing: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         };
-        tokio::spawn(driver.run());
+        host.spawn(driver.run().boxed());
         shared
     }
 
@@ -183,9 +188,11 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let mut inbox = Vec::new();
         while !self.pump() {
+            // The write first: sockets may never be quiet. What the others wake for, the next round does in any case.
             let written = tokio::select! {
-                () = poll_fn(|cx| poll_sockets(&mut self.sockets, &mut inbox, cx)) => None,
+                biased;
                 written = written(&mut self.writing) => Some(written),
+                () = poll_fn(|cx| poll_sockets(&mut self.sockets, &mut inbox, cx)) => None,
                 () = shared.wake.notified() => None,
                 () = self.timer.as_mut() => None,
             };
@@ -279,7 +286,7 @@ impl Driver {
     fn work(&mut self, work: Work) {
         let applied = match work {
             Work::Dial(link, endpoint) => {
-                self.sockets.insert(link, Socket::dial(endpoint));
+                self.sockets.insert(link, Socket::dial(Arc::clone(&self.host), endpoint));
                 return;
             }
             Work::Hangup(link) => {
@@ -315,18 +322,19 @@ impl Driver {
             self.journal = Some(journal);
             self.journaled(result);
         } else {
-            self.writing = Some(tokio::task::spawn_blocking(move || {
+            let write = move || {
                 let result = journal.write(&batch.records, batch.durable);
                 (journal, result)
-            }));
+            };
+            self.writing = Some(elsewhere(&*self.host, write));
         }
     }
 
-    fn take_written(&mut self, written: Result<(RequestJournal, Result<(), JournalError>), JoinError>) {
+    fn take_written(&mut self, written: Written) {
         let (journal, result) = match written {
             Ok((journal, result)) => (journal, result.map_err(|error| error.to_string())),
             // The store panicked: what it holds is anyone's guess.
-            Err(error) => (RequestJournal::memory(), Err(error.to_string())),
+            Err(why) => (RequestJournal::memory(), Err(why)),
         };
         self.journal = Some(journal);
         lock(&self.shared.core).handle_journaled(result);
@@ -384,7 +392,7 @@ impl Drop for Driver {
 }
 
 /// The journal's write, once one is under way.
-async fn written(writing: &mut Option<Writing>) -> Result<(RequestJournal, Result<(), JournalError>), JoinError> {
+async fn written(writing: &mut Option<BoxFuture<'static, Written>>) -> Written {
     let Some(task) = writing else { return std::future::pending().await };
     let result = task.await;
     *writing = None;

@@ -6,13 +6,16 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use thiserror::Error;
 
 mod file;
+mod files;
 pub mod record;
 
+pub use files::{JournalFile, JournalFiles, OsFiles};
 use record::{JournalState, Record};
 
 /// Bytes appended since the last rewrite above which a journal is rewritten, if most of them are void.
@@ -87,7 +90,15 @@ impl RequestJournal {
     /// # Errors
     /// `JournalBusy` if someone else has it open, `Damaged`, or `Io`. The file is unchanged then.
     pub fn file(path: impl AsRef<Path>) -> Result<Self, JournalError> {
-        Self::load(Box::new(file::FileStore::open(path.as_ref())?), true)
+        Self::file_on(Arc::new(OsFiles), path)
+    }
+
+    /// As [`Self::file`], on a file system of the caller's.
+    ///
+    /// # Errors
+    /// As [`Self::file`].
+    pub fn file_on(files: Arc<dyn JournalFiles>, path: impl AsRef<Path>) -> Result<Self, JournalError> {
+        Self::load(Box::new(file::FileStore::open(files, path.as_ref())?), true)
     }
 
     /// The application's own store. Keeping others out of it is the store's business; a copy is detected all the same.

@@ -22,7 +22,7 @@
 //! ```
 //!
 //! * [`ClusterClient`], [`Builder`] — the API; [`error`], [`status`], [`ticket`], [`stream`] — what it speaks of.
-//! * [`journal`] — what must survive a crash.
+//! * [`journal`] — what must survive a crash; [`host`] — the world that the client lives in.
 //! * [`core`] — the client as a pure state machine: everything but sockets, files and clocks. The task that moves bytes between them
 //!   is the only one, whatever the number of calls.
 #![forbid(unsafe_code)]
@@ -35,6 +35,7 @@ mod driver;
 pub mod error;
 mod follower;
 mod history;
+pub mod host;
 pub mod journal;
 pub mod status;
 pub mod stream;
@@ -43,6 +44,7 @@ pub mod ticket;
 pub use builder::Builder;
 pub use client::{Applied, ClusterClient, Consistency, Form, Propose, Proposing, Raw, Thin};
 pub use error::{ConnectError, GiveUpError, NotSent, ProposeError, ReadError, ReserveError, StreamError, Unresolved};
+pub use host::Host;
 pub use journal::{JournalError, JournalStore, RequestJournal};
 pub use status::{CloseReason, LinkError, Status};
 pub use stream::CommittedStream;

@@ -1,18 +1,19 @@
 //! One link's WebSocket, polled by the driver: dialled, written without ever blocking, read in batches.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{Sink, Stream};
 use relay::wire::ServerFrame;
-use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
-use url::{Host, Url};
+use url::Url;
 
+use crate::host::{Host, Stream as Connection};
 use crate::status::LinkError;
 
 /// Frames read before the core is asked what to do about them.
@@ -21,8 +22,8 @@ const READ_MAX: usize = 64;
 /// Bytes of a server's message: the largest run with its verdicts, and room.
 const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
-type WebSocket = WebSocketStream<TcpStream>;
-type Dialing = Pin<Box<dyn Future<Output = Result<WebSocket, String>> + Send>>;
+type WebSocket = WebSocketStream<Connection>;
+type Dialing = BoxFuture<'static, Result<WebSocket, String>>;
 
 /// What became of a link.
 pub(crate) enum Happened {
@@ -45,17 +46,10 @@ pub(crate) struct Socket {
     closing: bool,
 }
 
-async fn dial(endpoint: String) -> Result<WebSocket, String> {
+async fn dial(host: Arc<dyn Host>, endpoint: String) -> Result<WebSocket, String> {
     let url = Url::parse(&endpoint).map_err(|error| error.to_string())?;
-    let port = url.port_or_known_default().ok_or("no port")?;
-    let connecting = match url.host().ok_or("no host")? {
-        Host::Domain(name) => TcpStream::connect((name, port)).await,
-        Host::Ipv4(address) => TcpStream::connect((address, port)).await,
-        Host::Ipv6(address) => TcpStream::connect((address, port)).await,
-    };
-    let stream = connecting.map_err(|error| error.to_string())?;
-    // Small frames matter more than few packets.
-    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let address = format!("{}:{}", url.host().ok_or("no host")?, url.port_or_known_default().ok_or("no port")?);
+    let stream = host.connect(&address).await.map_err(|error| error.to_string())?;
     let config = WebSocketConfig::default()
         .read_buffer_size(16 << 10)
         .write_buffer_size(32 << 10)
@@ -67,8 +61,8 @@ async fn dial(endpoint: String) -> Result<WebSocket, String> {
 }
 
 impl Socket {
-    pub(crate) fn dial(endpoint: String) -> Self {
-        Self { state: State::Dialing(Box::pin(dial(endpoint))), out: VecDeque::new(), unflushed: false, closing: false }
+    pub(crate) fn dial(host: Arc<dyn Host>, endpoint: String) -> Self {
+        Self { state: State::Dialing(Box::pin(dial(host, endpoint))), out: VecDeque::new(), unflushed: false, closing: false }
     }
 
     /// Whether everything was written that it was given.

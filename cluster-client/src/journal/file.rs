@@ -9,15 +9,13 @@
 //! behind it is damage, and refused: ids that it named could be issued again. The lock lies beside the file (`.lock`), so that it
 //! outlives the file's replacement.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rustix::fs::{FlockOperation, flock};
 
-use super::{JournalError, JournalStore};
+use super::{JournalError, JournalFile, JournalFiles, JournalStore};
 
 const MAGIC: &[u8; 8] = b"QRJRNL01";
 const HEAD_BYTES: usize = 8;
@@ -26,28 +24,19 @@ const HEAD_BYTES: usize = 8;
 const RECORD_BYTES_MAX: usize = 2 << 20;
 
 pub(super) struct FileStore {
+    files: Arc<dyn JournalFiles>,
     path: PathBuf,
-    file: File,
+    file: Arc<dyn JournalFile>,
+    /// Where the next record goes.
+    end: u64,
     /// Held for its lock.
-    _lock: File,
+    _lock: Arc<dyn JournalFile>,
 }
 
 fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    // The journal holds the session's secret.
-    options.read(true).write(true).create(true).mode(0o600);
-    options
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
 }
 
 fn frame(to: &mut BytesMut, body: &[u8]) {
@@ -66,40 +55,39 @@ fn unframe(bytes: &[u8]) -> Option<&[u8]> {
 
 impl FileStore {
     /// Opens or creates the file, having locked it.
-    pub(super) fn open(path: &Path) -> Result<Self, JournalError> {
-        let lock = private().truncate(false).open(suffixed(path, ".lock"))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(JournalError::JournalBusy(path.to_owned())),
-            Err(error) => return Err(JournalError::Io(error.into())),
-        }
-        let file = private().truncate(false).open(path)?;
-        Ok(Self { path: path.to_owned(), file, _lock: lock })
+    pub(super) fn open(files: Arc<dyn JournalFiles>, path: &Path) -> Result<Self, JournalError> {
+        let lock = files.lock(&suffixed(path, ".lock")).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => JournalError::JournalBusy(path.to_owned()),
+            _ => JournalError::Io(error),
+        })?;
+        let file = files.open(path)?;
+        Ok(Self { files, path: path.to_owned(), file, end: 0, _lock: lock })
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let directory = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        self.files.sync_directory(directory.unwrap_or(Path::new(".")))
     }
 }
 
 impl JournalStore for FileStore {
     fn load(&mut self) -> Result<Vec<Bytes>, JournalError> {
-        let mut bytes = Vec::new();
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.read_to_end(&mut bytes)?;
-        let mut good = MAGIC.len();
+        let bytes = Bytes::from(self.file.read()?);
         if bytes.len() < MAGIC.len() {
             // New, or torn while it was made: nothing was sent yet.
             if !MAGIC.starts_with(&bytes) {
                 return Err(JournalError::Damaged { offset: 0 });
             }
-            self.file.seek(SeekFrom::Start(0))?;
-            self.file.write_all(MAGIC)?;
-            self.file.sync_all()?;
-            sync_directory(&self.path)?;
+            self.file.write_at(MAGIC, 0)?;
+            self.file.sync()?;
+            self.sync_directory()?;
+            self.end = MAGIC.len() as u64;
             return Ok(Vec::new());
         }
         if !bytes.starts_with(MAGIC) {
             return Err(JournalError::Damaged { offset: 0 });
         }
-        let bytes = Bytes::from(bytes);
-        let mut records = Vec::new();
+        let (mut records, mut good) = (Vec::new(), MAGIC.len());
         while let Some(body) = unframe(&bytes[good..]) {
             records.push(bytes.slice_ref(body));
             good += HEAD_BYTES + body.len();
@@ -107,8 +95,8 @@ impl JournalStore for FileStore {
         if (good + 1..bytes.len()).any(|at| unframe(&bytes[at..]).is_some()) {
             return Err(JournalError::Damaged { offset: good as u64 });
         }
-        self.file.set_len(good as u64)?;
-        self.file.seek(SeekFrom::Start(good as u64))?;
+        self.end = good as u64;
+        self.file.set_len(self.end)?;
         Ok(records)
     }
 
@@ -117,9 +105,10 @@ impl JournalStore for FileStore {
         for body in records {
             frame(&mut bytes, body);
         }
-        self.file.write_all(&bytes)?;
+        self.file.write_at(&bytes, self.end)?;
+        self.end += bytes.len() as u64;
         if durable {
-            self.file.sync_data()?;
+            self.file.sync()?;
         }
         Ok(())
     }
@@ -130,12 +119,14 @@ impl JournalStore for FileStore {
             frame(&mut bytes, body);
         }
         let temporary = suffixed(&self.path, ".new");
-        let mut file = private().truncate(true).open(&temporary)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &self.path)?;
-        sync_directory(&self.path)?;
-        self.file = file;
+        let file = self.files.open(&temporary)?;
+        // One that was begun before a crash may lie there.
+        file.set_len(0)?;
+        file.write_at(&bytes, 0)?;
+        file.sync()?;
+        self.files.rename(&temporary, &self.path)?;
+        self.sync_directory()?;
+        (self.file, self.end) = (file, bytes.len() as u64);
         Ok(())
     }
 }
