@@ -3,4 +3,5 @@
 pub mod disk;
 pub mod power_cuts;
 pub mod random;
+pub mod record;
 pub mod script;
