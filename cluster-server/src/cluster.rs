@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use voter_mesh::mesh::message::AdminRequest;
 use voter_mesh::raft::{Timing, VoterLimits};
 use voter_mesh::replica::ReplicaLimits;
 
+use crate::host::{Host, Listener, os_random};
 use crate::limits::ServerLimits;
 use crate::mesh::MeshSecret;
 use crate::node::{self, Control, NodeOptions, NodeView};
@@ -262,12 +264,7 @@ impl ServerClusterBuilder {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub async fn start(self) -> Result<ServerCluster, StartError> {
-        if self.room.is_empty()
-            || self.room.len() > 64
-            || !self.room.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-        {
-            return Err(StartError::Room(self.room));
-        }
+        self.check_room()?;
         let mut plans = Vec::new();
         match &self.single {
             Some((seat, peers)) => {
@@ -281,7 +278,7 @@ impl ServerClusterBuilder {
                 }
                 // Nobody outside this process may join its mesh.
                 let mut bytes = [0; 32];
-                node::fill_random(&mut bytes);
+                os_random(&mut bytes);
                 let secret = MeshSecret::from(bytes);
                 let mut listeners = Vec::new();
                 let mut peers = BTreeMap::new();
@@ -311,24 +308,8 @@ impl ServerClusterBuilder {
         for ((seat, mesh, peers, secret, data_dir), relay) in plans.into_iter().zip(relays) {
             let mesh_address = mesh.local_addr().map_err(|source| StartError::Listen { address: "mesh".into(), source })?;
             let relay_addresses = relay.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-            let template = Template {
-                seat,
-                mesh_address,
-                relay_addresses,
-                peers,
-                secret,
-                data_dir,
-                room: self.room.clone(),
-                machine: self.machine.clone(),
-                timing: self.timing.clone(),
-                limits: Arc::new(self.limits.clone()),
-                session_ttl: self.session_ttl,
-                on_damage: self.on_damage,
-                voter_limits: self.voter_limits.clone(),
-                replica_limits: self.replica_limits,
-                room_limits: self.room_limits,
-            };
-            let voter = Voter::start(&template, mesh, relay).await;
+            let template = self.template(seat, peers, secret, data_dir, mesh_address, relay_addresses);
+            let voter = VoterHandle::start(&template, mesh, relay).await;
             match voter {
                 Ok(voter) => cluster.voters.insert(seat, (template, Some(voter))),
                 Err(error) => {
@@ -338,6 +319,70 @@ impl ServerClusterBuilder {
             };
         }
         Ok(cluster)
+    }
+
+    /// The voter of [`Self::seat`] as a future on `host`, which has made its listeners, for whoever brings the runtime and the world:
+    /// a simulation. It must be polled inside a [`tokio::task::LocalSet`], and ends with the reason why; dropping it with all the
+    /// tasks of that set is a crash.
+    ///
+    /// # Errors
+    /// [`StartError::SeatNotListed`] without a seat among its peers, `Room`, or `Listen` if a listener has no address. What stops the
+    /// voter later is the future's to say.
+    pub fn start_on(
+        self,
+        host: Rc<dyn Host>,
+        mesh: Box<dyn Listener>,
+        relays: Vec<Box<dyn Listener>>,
+    ) -> Result<(VoterHandle, impl Future<Output = String> + 'static), StartError> {
+        self.check_room()?;
+        let (seat, peers) = self.single.clone().unwrap_or((Seat(0), BTreeMap::new()));
+        let at = peers.get(&seat).ok_or(StartError::SeatNotListed(seat))?.clone();
+        let address =
+            |listener: &dyn Listener| listener.local_addr().map_err(|source| StartError::Listen { address: at.clone(), source });
+        let mesh_address = address(&*mesh)?;
+        let relay_addresses = relays.iter().map(|relay| address(&**relay)).collect::<Result<_, _>>()?;
+        let template = self.template(seat, peers, self.secret.clone(), self.data_dir.clone(), mesh_address, relay_addresses);
+        let (handle, controls, view) = VoterHandle::new(&template);
+        let voter = async move {
+            let ended = node::serve(template.options(), host, mesh, relays, controls, view.clone()).await;
+            node::ended_with(seat, ended.map_err(|error| error.to_string()), &view)
+        };
+        Ok((handle, voter))
+    }
+
+    fn check_room(&self) -> Result<(), StartError> {
+        let room = &self.room;
+        let is_name =
+            (1..=64).contains(&room.len()) && room.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        if is_name { Ok(()) } else { Err(StartError::Room(room.clone())) }
+    }
+
+    fn template(
+        &self,
+        seat: Seat,
+        peers: BTreeMap<Seat, String>,
+        secret: Option<MeshSecret>,
+        data_dir: PathBuf,
+        mesh_address: SocketAddr,
+        relay_addresses: Vec<SocketAddr>,
+    ) -> Template {
+        Template {
+            seat,
+            mesh_address,
+            relay_addresses,
+            peers,
+            secret,
+            data_dir,
+            room: self.room.clone(),
+            machine: self.machine.clone(),
+            timing: self.timing.clone(),
+            limits: Arc::new(self.limits.clone()),
+            session_ttl: self.session_ttl,
+            on_damage: self.on_damage,
+            voter_limits: self.voter_limits.clone(),
+            replica_limits: self.replica_limits,
+            room_limits: self.room_limits,
+        }
     }
 }
 
@@ -372,46 +417,97 @@ struct Template {
     room_limits: RoomLimits,
 }
 
-/// A voter that runs on its own thread.
-#[derive(Debug)]
-struct Voter {
-    control: mpsc::Sender<Control>,
-    view: watch::Receiver<NodeView>,
+impl Template {
+    fn options(&self) -> NodeOptions {
+        NodeOptions {
+            seat: self.seat,
+            peers: self.peers.clone(),
+            secret: self.secret.clone(),
+            data_dir: self.data_dir.clone(),
+            room: self.room.clone(),
+            machine: self.machine.clone(),
+            timing: self.timing.clone(),
+            limits: Arc::clone(&self.limits),
+            session_ttl: self.session_ttl,
+            on_damage: self.on_damage,
+            voter_limits: self.voter_limits.clone(),
+            replica_limits: self.replica_limits,
+            room_limits: self.room_limits,
+            endpoints: self.relay_addresses.iter().map(|address| format!("ws://{address}")).collect(),
+        }
+    }
 }
 
-impl Voter {
-    async fn start(template: &Template, mesh: TcpListener, relays: Vec<TcpListener>) -> Result<Self, StartError> {
+/// A voter that runs somewhere in this process. Dropping the handle stops it as a crash would.
+#[derive(Debug)]
+pub struct VoterHandle {
+    seat: Seat,
+    control: mpsc::Sender<Control>,
+    view: watch::Receiver<NodeView>,
+    admin_ms: u64,
+}
+
+impl VoterHandle {
+    /// The handle, and what the voter itself needs of it.
+    fn new(template: &Template) -> (Self, mpsc::Receiver<Control>, watch::Sender<NodeView>) {
         let (control, controls) = mpsc::channel(CONTROL_QUEUE_MAX);
-        let (view_sender, mut view) = watch::channel(NodeView::Starting);
-        let options = NodeOptions {
-            seat: template.seat,
-            peers: template.peers.clone(),
-            secret: template.secret.clone(),
-            data_dir: template.data_dir.clone(),
-            room: template.room.clone(),
-            machine: template.machine.clone(),
-            timing: template.timing.clone(),
-            limits: Arc::clone(&template.limits),
-            session_ttl: template.session_ttl,
-            on_damage: template.on_damage,
-            voter_limits: template.voter_limits.clone(),
-            replica_limits: template.replica_limits,
-            room_limits: template.room_limits,
-            endpoints: template.relay_addresses.iter().map(|address| format!("ws://{address}")).collect(),
-        };
-        let seat = template.seat;
+        let (view_sender, view) = watch::channel(NodeView::Starting);
+        (Self { seat: template.seat, control, view, admin_ms: template.limits.admin_ms }, controls, view_sender)
+    }
+
+    /// A voter on a thread of its own, ready.
+    async fn start(template: &Template, mesh: TcpListener, relays: Vec<TcpListener>) -> Result<Self, StartError> {
+        let (mut voter, controls, view) = Self::new(template);
+        let (options, seat) = (template.options(), template.seat);
         std::thread::Builder::new()
             .name(format!("voter-{seat}"))
-            .spawn(move || node::run(options, mesh, relays, controls, &view_sender))
+            .spawn(move || node::run(options, mesh, relays, controls, &view))
             .map_err(|error| StartError::Stopped { seat, why: error.to_string() })?;
-        let ready = view.wait_for(|view| !matches!(view, NodeView::Starting)).await;
+        let ready = voter.view.wait_for(|view| !matches!(view, NodeView::Starting)).await;
         match ready.as_deref() {
             Ok(NodeView::Stopped { why }) => Err(StartError::Stopped { seat, why: why.clone() }),
             Ok(_) => {
                 drop(ready);
-                Ok(Self { control, view })
+                Ok(voter)
             }
             Err(_) => Err(StartError::Stopped { seat, why: "its thread ended".into() }),
+        }
+    }
+
+    /// What it says of itself; with `hashes` of state and sessions, which costs a pass over the whole state.
+    ///
+    /// # Errors
+    /// [`ServerGone`].
+    pub async fn status(&self, hashes: bool) -> Result<ServerStatus, ServerGone> {
+        let (answer, answered) = oneshot::channel();
+        self.control.send(Control::Status { hashes, answer }).await.map_err(|_| ServerGone(self.seat))?;
+        answered.await.map_err(|_| ServerGone(self.seat))
+    }
+
+    /// Asks the leader to change the cluster; this voter passes it on.
+    ///
+    /// # Errors
+    /// [`AdminError`].
+    pub async fn admin(&self, request: AdminRequest) -> Result<(), AdminError> {
+        let (answer, answered) = oneshot::channel();
+        self.control.send(Control::Admin { request, answer }).await.map_err(|_| AdminError::Timeout)?;
+        match tokio::time::timeout(Duration::from_millis(self.admin_ms), answered).await {
+            Ok(Ok(result)) => result.map_err(|failure| AdminError::Refused(failure.to_string())),
+            Ok(Err(_)) | Err(_) => Err(AdminError::Timeout),
+        }
+    }
+
+    /// Tells it to say goodbye to its clients, and to hand leadership over if it leads and `hand_over` is set; it ends when that is
+    /// done, or after `deadline`. Does nothing if it has ended.
+    pub async fn shutdown(&self, deadline: Duration, hand_over: bool) {
+        let _ = self.control.send(Control::Shutdown { deadline, hand_over }).await;
+    }
+
+    /// Resolves when it has ended, with the reason.
+    pub async fn stopped(&self) -> String {
+        match self.view.clone().wait_for(|view| matches!(view, NodeView::Stopped { .. })).await.as_deref() {
+            Ok(NodeView::Stopped { why }) => why.clone(),
+            _ => "its thread ended".into(),
         }
     }
 }
@@ -427,7 +523,7 @@ struct Relay {
 /// [`ServerCluster::shutdown`] hands leadership over and says goodbye first.
 #[derive(Debug)]
 pub struct ServerCluster {
-    voters: BTreeMap<Seat, (Template, Option<Voter>)>,
+    voters: BTreeMap<Seat, (Template, Option<VoterHandle>)>,
     relays: Vec<Relay>,
     room: String,
 }
@@ -464,7 +560,7 @@ impl ServerCluster {
         self.voters.iter().filter(|(_, (_, voter))| voter.is_some()).map(|(seat, _)| *seat).collect()
     }
 
-    fn voter(&self, seat: Seat) -> Result<&Voter, ServerGone> {
+    fn voter(&self, seat: Seat) -> Result<&VoterHandle, ServerGone> {
         self.voters.get(&seat).and_then(|(_, voter)| voter.as_ref()).ok_or(ServerGone(seat))
     }
 
@@ -508,7 +604,7 @@ impl ServerCluster {
     /// # Errors
     /// [`ServerGone`].
     pub async fn status(&self, seat: Seat) -> Result<ServerStatus, ServerGone> {
-        self.ask_status(seat, false).await
+        self.voter(seat)?.status(false).await
     }
 
     /// As [`ServerCluster::status`], with the hashes of state and sessions: costs a pass over the whole state.
@@ -516,13 +612,7 @@ impl ServerCluster {
     /// # Errors
     /// [`ServerGone`].
     pub async fn status_with_hashes(&self, seat: Seat) -> Result<ServerStatus, ServerGone> {
-        self.ask_status(seat, true).await
-    }
-
-    async fn ask_status(&self, seat: Seat, hashes: bool) -> Result<ServerStatus, ServerGone> {
-        let (answer, answered) = oneshot::channel();
-        self.voter(seat)?.control.send(Control::Status { hashes, answer }).await.map_err(|_| ServerGone(seat))?;
-        answered.await.map_err(|_| ServerGone(seat))
+        self.voter(seat)?.status(true).await
     }
 
     /// Asks the leader to change the cluster; any running voter of this process passes it on.
@@ -530,14 +620,9 @@ impl ServerCluster {
     /// # Errors
     /// [`AdminError`].
     pub async fn admin(&self, request: AdminRequest) -> Result<(), AdminError> {
-        let Some((template, voter)) = self.voters.values().find_map(|(template, voter)| Some((template, voter.as_ref()?))) else {
-            return Err(AdminError::Refused("no voter runs in this process".into()));
-        };
-        let (answer, answered) = oneshot::channel();
-        voter.control.send(Control::Admin { request, answer }).await.map_err(|_| AdminError::Timeout)?;
-        match tokio::time::timeout(Duration::from_millis(template.limits.admin_ms), answered).await {
-            Ok(Ok(result)) => result.map_err(|failure| AdminError::Refused(failure.to_string())),
-            Ok(Err(_)) | Err(_) => Err(AdminError::Timeout),
+        match self.voters.values().find_map(|(_, voter)| voter.as_ref()) {
+            Some(voter) => voter.admin(request).await,
+            None => Err(AdminError::Refused("no voter runs in this process".into())),
         }
     }
 
@@ -564,7 +649,7 @@ impl ServerCluster {
         for address in &template.relay_addresses {
             relays.push(bind(&address.to_string(), protected)?);
         }
-        *slot = Some(Voter::start(template, mesh, relays).await?);
+        *slot = Some(VoterHandle::start(template, mesh, relays).await?);
         Ok(())
     }
 
@@ -585,17 +670,8 @@ impl ServerCluster {
 
     /// Resolves when a voter stops by itself (a failing disk, a diverged history), with its seat and the reason.
     pub async fn stopped(&self) -> (Seat, String) {
-        let watches = self.voters.iter().filter_map(|(seat, (_, voter))| {
-            let mut view = voter.as_ref()?.view.clone();
-            let seat = *seat;
-            Some(Box::pin(async move {
-                match view.wait_for(|view| matches!(view, NodeView::Stopped { .. })).await.as_deref() {
-                    Ok(NodeView::Stopped { why }) => (seat, why.clone()),
-                    _ => (seat, "its thread ended".into()),
-                }
-            }))
-        });
-        let watches: Vec<_> = watches.collect();
+        let voters = self.voters.values().filter_map(|(_, voter)| voter.as_ref());
+        let watches: Vec<_> = voters.map(|voter| Box::pin(async { (voter.seat, voter.stopped().await) })).collect();
         if watches.is_empty() {
             return std::future::pending().await;
         }
@@ -617,13 +693,12 @@ impl ServerCluster {
         let goodbye = deadline * 9 / 10;
         for (seat, (_, voter)) in self.voters {
             if let Some(voter) = voter {
-                let _ = voter.control.send(Control::Shutdown { deadline: goodbye, hand_over: !last_one }).await;
+                voter.shutdown(goodbye, !last_one).await;
                 views.push((seat, voter));
             }
         }
-        for (seat, mut voter) in views {
-            let ended = tokio::time::timeout_at(end, voter.view.wait_for(|view| matches!(view, NodeView::Stopped { .. }))).await;
-            if ended.is_err() {
+        for (seat, voter) in views {
+            if tokio::time::timeout_at(end, voter.stopped()).await.is_err() {
                 late.push(seat);
             }
         }

@@ -19,14 +19,13 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
-use voter_mesh::ids::{DirectoryId, Identity, Incarnation, RaftId, RunIndex, Seat, Time, TimeMs};
+use voter_mesh::ids::{DirectoryId, Identity, Incarnation, RaftId, RunIndex, Seat, Time};
 pub use voter_mesh::mesh::bulk::SnapshotOffer;
 pub use voter_mesh::mesh::codec::MeshMessage;
 pub use voter_mesh::mesh::handshake::{BindRefused, MeshSecret, PeerHello, SelfHello, bind_allowed};
@@ -35,6 +34,7 @@ use voter_mesh::mesh::links::{Ending, LinkName, Links};
 
 pub use self::link::{Link, LinkFull, SnapshotError};
 pub use self::runs::RunsAnswer;
+use crate::host::{Host, Listener};
 
 /// Limits and times of the mesh.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -201,7 +201,7 @@ pub struct Mesh {
 struct Inner {
     options: MeshOptions,
     owner: Rc<dyn MeshOwner>,
-    origin: Instant,
+    host: Rc<dyn Host>,
     links: RefCell<Links>,
     live: RefCell<BTreeMap<Seat, Link>>,
     dialling: RefCell<BTreeMap<Seat, (String, AbortHandle)>>,
@@ -219,7 +219,8 @@ impl Mesh {
     /// # Errors
     /// [`MeshStartError`].
     pub fn spawn_local(
-        listener: TcpListener,
+        host: Rc<dyn Host>,
+        listener: Box<dyn Listener>,
         peers: BTreeMap<Seat, String>,
         owner: Rc<dyn MeshOwner>,
         options: MeshOptions,
@@ -233,7 +234,7 @@ impl Mesh {
         let inner = Rc::new(Inner {
             options,
             owner,
-            origin: Instant::now(),
+            host,
             links: RefCell::default(),
             live: RefCell::default(),
             dialling: RefCell::default(),
@@ -338,7 +339,13 @@ impl Inner {
     }
 
     fn now(&self) -> Time {
-        Time { monotonic_us: self.origin.elapsed().as_micros() as u64, unix_ms: TimeMs(0) }
+        self.host.now()
+    }
+
+    fn nonce(&self) -> [u8; 32] {
+        let mut nonce = [0; 32];
+        self.host.fill_random(&mut nonce);
+        nonce
     }
 
     fn next_dial(&self) -> u64 {

@@ -7,7 +7,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use relay::wire::{Code, ServerEntry};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info};
 use voter_mesh::configuration::Configuration;
-use voter_mesh::ids::{Incarnation, RaftId, Seat, Time};
+use voter_mesh::ids::{DirectoryId, Incarnation, RaftId, Seat, Time};
 use voter_mesh::log::DamagePolicy;
 use voter_mesh::machine::MachineFactory;
 use voter_mesh::mesh::message::{AdminFailure, AdminRequest};
 use voter_mesh::raft::{RaftRole, Timing, VoterLimits};
 use voter_mesh::replica::ReplicaLimits;
 
-use crate::clock::Clock;
 use crate::disk::{DataDir, DiskError};
+use crate::host::{Host, Listener, OsHost, panic_text, random_u64};
 use crate::limits::ServerLimits;
 use crate::mesh::{Link, Mesh, MeshLimits, MeshOptions, MeshSecret, SelfHello};
 use crate::relay_port::{Ask, LinkHandle, LinkWaker, RelayPort};
@@ -124,8 +124,8 @@ pub(crate) enum NodeError {
 /// tell), or something ends it.
 pub(crate) fn run(
     options: NodeOptions,
-    mesh: TcpListener,
-    relays: Vec<TcpListener>,
+    mesh: std::net::TcpListener,
+    relays: Vec<std::net::TcpListener>,
     controls: mpsc::Receiver<Control>,
     view: &watch::Sender<NodeView>,
 ) {
@@ -134,54 +134,56 @@ pub(crate) fn run(
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build()?;
         let local = tokio::task::LocalSet::new();
+        let entered = runtime.enter();
+        let listen =
+            |listener| Ok::<_, std::io::Error>(Box::new(tokio::net::TcpListener::from_std(listener)?) as Box<dyn Listener>);
+        let (mesh, relays) = (listen(mesh)?, relays.into_iter().map(listen).collect::<Result<_, _>>()?);
+        drop(entered);
         // A task like all others: what they wake is polled behind them, with all that they had to say, and not before the next
         // look at the sockets.
-        let served = local.spawn_local(serve(options, mesh, relays, controls, view.clone()));
+        let served = local.spawn_local(serve(options, Rc::new(OsHost::new()), mesh, relays, controls, view.clone()));
         let result =
             runtime.block_on(local.run_until(served)).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         drop(local);
         drop(runtime);
         result
     }));
-    let why = match ended {
-        Ok(Ok(())) => "stopped".to_owned(),
-        Ok(Err(error)) => error.to_string(),
-        Err(panic) => panic_text(panic.as_ref()),
-    };
+    let result = ended.map_err(|panic| panic_text(panic.as_ref()));
+    ended_with(seat, result.and_then(|result: Result<(), NodeError>| result.map_err(|error| error.to_string())), view);
+}
+
+/// A voter has ended: its process learns why.
+pub(crate) fn ended_with(seat: Seat, result: Result<(), String>, view: &watch::Sender<NodeView>) -> String {
+    let why = result.err().unwrap_or_else(|| "stopped".to_owned());
     info!(%seat, %why, "voter ended");
-    view.send_replace(NodeView::Stopped { why });
+    view.send_replace(NodeView::Stopped { why: why.clone() });
+    why
 }
 
-/// The words of a panic.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "panicked without words".into())
-}
-
-async fn serve(
+/// A voter, until it is told to stop, its controls are dropped, or something ends it. Dropping this with all the tasks of its
+/// `LocalSet`, on which it runs, is what a crash is.
+pub(crate) async fn serve(
     options: NodeOptions,
-    mesh: TcpListener,
-    relays: Vec<TcpListener>,
+    host: Rc<dyn Host>,
+    mesh: Box<dyn Listener>,
+    relays: Vec<Box<dyn Listener>>,
     mut controls: mpsc::Receiver<Control>,
     view: watch::Sender<NodeView>,
 ) -> Result<(), NodeError> {
     let limits = Arc::clone(&options.limits);
     let (asks_sender, mut asks) = mpsc::channel::<Ask>(limits.accept_backlog_max);
-    let node = Node::open(options, view)?;
+    let node = Node::open(options, host, view)?;
     // Whoever dials meanwhile waits in the listeners' queues.
     let _ = tokio::time::timeout(Duration::from_millis(HEAD_START_MS), node.read()).await;
     let mesh = node.open_mesh(mesh)?;
     let mut ports = Vec::new();
     for listener in relays {
-        ports.push(RelayPort::open(tokio::net::TcpListener::from_std(listener)?, &node, asks_sender.clone())?);
+        ports.push(RelayPort::open(listener, &node, asks_sender.clone())?);
     }
     let mut ending: Option<Time> = None;
     loop {
         node.pump(&mesh)?;
-        if ending.is_some_and(|at| node.clock.now() >= at || node.may_end()) {
+        if ending.is_some_and(|at| node.now() >= at || node.may_end()) {
             break;
         }
         tokio::select! {
@@ -199,7 +201,7 @@ async fn serve(
                     let _ = answer.send(!stopped.is_empty());
                 }
                 Some(Control::Shutdown { deadline, hand_over }) => {
-                    ending = Some(node.clock.now().plus_ms(deadline.as_millis() as u64));
+                    ending = Some(node.now().plus_ms(deadline.as_millis() as u64));
                     node.begin_shutdown(hand_over);
                 }
             },
@@ -221,7 +223,7 @@ async fn serve(
 pub(crate) struct Node {
     options: Arc<NodeOptions>,
     incarnation: Incarnation,
-    clock: Clock,
+    host: Rc<dyn Host>,
     wake: Arc<Notify>,
     view: watch::Sender<NodeView>,
     /// What was refused before a core saw it, by reason.
@@ -255,13 +257,14 @@ enum Stage {
 }
 
 impl Node {
-    fn open(options: NodeOptions, view: watch::Sender<NodeView>) -> Result<Rc<Self>, NodeError> {
-        let clock = Clock::start();
-        let now = clock.now();
-        let data = DataDir::open(&options.data_dir)?;
+    fn open(options: NodeOptions, host: Rc<dyn Host>, view: watch::Sender<NodeView>) -> Result<Rc<Self>, NodeError> {
+        let now = host.now();
+        let mut mint = DirectoryId::default();
+        host.fill_random(&mut mint.0);
+        let data = DataDir::open_on(host.files(), &options.data_dir, mint)?;
         let node = Rc::new(Self {
             core: RefCell::new(Core {
-                stage: Stage::Unformed(Unformed::new(&options, &data)?),
+                stage: Stage::Unformed(Unformed::new(&options, &data, &*host)?),
                 data: Arc::new(data),
                 links: BTreeMap::new(),
                 newcomers: BTreeSet::new(),
@@ -271,8 +274,8 @@ impl Node {
             }),
             options: Arc::new(options),
             // Rises from one process of a seat to the next, as far as its clock does.
-            incarnation: Incarnation(now.unix_ms.0.saturating_mul(1000).saturating_add(random_u64() % 1000)),
-            clock,
+            incarnation: Incarnation(now.unix_ms.0.saturating_mul(1000).saturating_add(random_u64(&*host) % 1000)),
+            host,
             wake: Arc::new(Notify::new()),
             view,
             refused: RefCell::default(),
@@ -291,7 +294,7 @@ impl Node {
         self.wake.notify_one();
     }
 
-    fn open_mesh(self: &Rc<Self>, listener: TcpListener) -> Result<Mesh, NodeError> {
+    fn open_mesh(self: &Rc<Self>, listener: Box<dyn Listener>) -> Result<Mesh, NodeError> {
         let options = MeshOptions {
             seat: self.options.seat,
             directory: self.core.borrow().data.directory(),
@@ -301,7 +304,7 @@ impl Node {
             limits: MeshLimits::default(),
         };
         let owner = Rc::new(Owner(Rc::downgrade(self)));
-        Mesh::spawn_local(tokio::net::TcpListener::from_std(listener)?, self.peers(), owner, options)
+        Mesh::spawn_local(Rc::clone(&self.host), listener, self.peers(), owner, options)
             .map_err(|error| NodeError::Fatal(error.to_string()))
     }
 
@@ -369,7 +372,7 @@ impl Node {
     }
 
     pub(crate) fn now(&self) -> Time {
-        self.clock.now()
+        self.host.now()
     }
 
     /// A client's socket is there; it was accepted at `accepted`.
@@ -393,7 +396,7 @@ impl Node {
     /// A client sent what is no message, or too large a one: the link ends.
     pub(crate) fn link_violated(&self, link: LinkId, code: Code) {
         if let Stage::Running(running) = &mut self.core.borrow_mut().stage {
-            running.room.handle_violation(link, code, self.clock.now());
+            running.room.handle_violation(link, code, self.now());
         }
         self.wake.notify_one();
     }
@@ -401,7 +404,7 @@ impl Node {
     /// A client sent a frame.
     pub(crate) fn link_frame(&self, link: LinkId, bytes: Bytes) {
         if let Stage::Running(running) = &mut self.core.borrow_mut().stage
-            && let Err(code) = running.room.handle_frame(link, bytes, running.replica.sessions(), self.clock.now())
+            && let Err(code) = running.room.handle_frame(link, bytes, running.replica.sessions(), self.now())
         {
             debug!(?link, ?code, "link refused");
         }
@@ -413,7 +416,7 @@ impl Node {
         match &mut self.core.borrow_mut().stage {
             Stage::Running(running) => {
                 let room = &mut running.room;
-                let transmit = room.poll_transmit(link, self.options.limits.turn_bytes_max, out, self.clock.now());
+                let transmit = room.poll_transmit(link, self.options.limits.turn_bytes_max, out, self.now());
                 if room.is_asking() {
                     // What comes next has to be read from the disk.
                     self.wake.notify_one();
@@ -429,7 +432,7 @@ impl Node {
         let mut core = self.core.borrow_mut();
         core.wakers.remove(&link);
         if let Stage::Running(running) = &mut core.stage {
-            running.room.handle_disconnected(link, self.clock.now());
+            running.room.handle_disconnected(link, self.now());
         }
         drop(core);
         self.wake.notify_one();
@@ -437,7 +440,7 @@ impl Node {
 
     /// Drains every core until none has anything left.
     fn pump(self: &Rc<Self>, mesh: &Mesh) -> Result<(), NodeError> {
-        let now = self.clock.now();
+        let now = self.now();
         let mut borrowed = self.core.borrow_mut();
         let core = &mut *borrowed;
         let (mut configured, mut settled) = (false, false);
@@ -475,14 +478,14 @@ impl Node {
 
     /// When the pump must run although nothing came in.
     fn next_timeout(&self, ending: Option<Time>) -> tokio::time::Instant {
-        let now = self.clock.now();
+        let now = self.now();
         let stage = match &self.core.borrow().stage {
             Stage::Unformed(unformed) => unformed.next_timeout(),
             Stage::Recovering(recovering) => recovering.next_timeout(),
             Stage::Running(running) => Some(running.next_timeout(now)),
         };
         let at = stage.into_iter().chain(ending).min().unwrap_or_else(|| now.plus_ms(IDLE_LOOK_MS));
-        self.clock.instant(at)
+        self.host.instant(at)
     }
 
     /// Tells the process what this voter is now.
@@ -509,7 +512,7 @@ impl Node {
             }
             Stage::Recovering(_) => drop(answer.send(Err(AdminFailure::Recovering))),
             Stage::Running(running) => {
-                running.admin_asked(request, AdminWaiter::Here(answer), self.options.limits.admin_ms, self.clock.now());
+                running.admin_asked(request, AdminWaiter::Here(answer), self.options.limits.admin_ms, self.now());
             }
         }
         self.wake.notify_one();
@@ -520,7 +523,7 @@ impl Node {
         core.closing = true;
         if let Stage::Running(running) = &mut core.stage {
             if hand_over {
-                running.voter.transfer_away(self.clock.now());
+                running.voter.transfer_away(self.now());
             }
             running.room.handle_close(Code::Closing, None);
         }
@@ -561,16 +564,4 @@ impl Core {
         });
         running.room.handle_servers(std::iter::once(own).chain(others).collect());
     }
-}
-
-/// Random bits from the operating system.
-pub(crate) fn random_u64() -> u64 {
-    let mut bytes = [0; 8];
-    fill_random(&mut bytes);
-    u64::from_le_bytes(bytes)
-}
-
-/// Fills `bytes` from the operating system; without its random bits nothing here is safe, so their lack ends the process.
-pub(crate) fn fill_random(bytes: &mut [u8]) {
-    getrandom::fill(bytes).expect("the operating system gives random bits");
 }

@@ -19,12 +19,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use futures_util::{Sink, Stream};
+use futures_util::{Sink, Stream as _};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use relay::room::{LinkId, Transmit};
 use relay::wire::{Code, ServerFrame};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -34,6 +33,7 @@ use voter_mesh::ids::Time;
 use voter_mesh::mesh::message::{AdminFailure, AdminRequest};
 use voter_mesh::replica::ReplicaImage;
 
+use crate::host::{Listener, Stream, accept};
 use crate::limits::ServerLimits;
 use crate::node::Node;
 use crate::status::ServerStatus;
@@ -101,7 +101,7 @@ impl Drop for RelayPort {
 
 impl RelayPort {
     /// Serves `listener` on the current `LocalSet`; clients go to `node`.
-    pub(crate) fn open(listener: TcpListener, node: &Rc<Node>, asks: mpsc::Sender<Ask>) -> std::io::Result<Self> {
+    pub(crate) fn open(listener: Box<dyn Listener>, node: &Rc<Node>, asks: mpsc::Sender<Ask>) -> std::io::Result<Self> {
         let address = listener.local_addr()?;
         let limits = Arc::clone(node.limits());
         let (arrivals, mut arrived) = mpsc::channel::<Arrival>(limits.accept_backlog_max);
@@ -132,10 +132,10 @@ impl RelayPort {
     }
 }
 
-async fn accept_loop(listener: TcpListener, router: Router, node: Rc<Node>) {
+async fn accept_loop(mut listener: Box<dyn Listener>, router: Router, node: Rc<Node>) {
     let handshakes = Rc::new(Cell::new(0));
     loop {
-        let (stream, address) = match listener.accept().await {
+        let (stream, address) = match accept(&mut *listener).await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, or a connection that was reset before it was taken: neither is a reason to stop.
@@ -148,7 +148,6 @@ async fn accept_loop(listener: TcpListener, router: Router, node: Rc<Node>) {
             node.count("http_over_limit");
             continue;
         }
-        let _ = stream.set_nodelay(true);
         handshakes.set(handshakes.get() + 1);
         let caller = Caller { address, accepted: node.now() };
         tokio::task::spawn_local(http(stream, caller, router.clone(), Rc::clone(&node), Rc::clone(&handshakes)));
@@ -156,7 +155,7 @@ async fn accept_loop(listener: TcpListener, router: Router, node: Rc<Node>) {
 }
 
 /// One HTTP connection until it is answered or upgraded. A client that does not finish its request in time is dropped.
-async fn http(stream: TcpStream, caller: Caller, router: Router, node: Rc<Node>, handshakes: Rc<Cell<usize>>) {
+async fn http(stream: Stream, caller: Caller, router: Router, node: Rc<Node>, handshakes: Rc<Cell<usize>>) {
     let (limits, address) = (node.limits(), caller.address);
     // The slowest answer is an administrator's.
     let patience = Patience::new(Duration::from_millis(limits.handshake_ms + limits.admin_ms));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster_client::LogIndex;
+use cluster_server::host::OsHost;
 use cluster_server::mesh::{
     Disconnect, Link, Mesh, MeshLimits, MeshMessage, MeshOptions, MeshOwner, MeshSecret, PeerHello, RunsAnswer, SelfHello,
     SinkFuture, SnapshotOffer,
@@ -359,7 +360,14 @@ async fn while_it_recovers_a_server_answers_so_on_both_ports_and_then_is_whole()
             machine: ("log".into(), 1),
             limits: MeshLimits::default(),
         };
-        let mesh = Mesh::spawn_local(listener, BTreeMap::new(), Rc::clone(&stranger) as Rc<dyn MeshOwner>, options).unwrap();
+        let mesh = Mesh::spawn_local(
+            Rc::new(OsHost::new()),
+            Box::new(listener),
+            BTreeMap::new(),
+            Rc::clone(&stranger) as Rc<dyn MeshOwner>,
+            options,
+        )
+        .unwrap();
         let mut linked = stranger.link.subscribe();
         let link = tokio::time::timeout(PATIENCE, linked.wait_for(Option::is_some)).await.unwrap().unwrap().clone().unwrap();
 

@@ -5,16 +5,17 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::Instant;
 use voter_mesh::ids::{RunIndex, Term};
 
 use super::error::WriteFailed;
 use super::log::{Batch, Log};
 use super::reader::LogReader;
+use crate::host::{Host, Step, Worker, WorkerHandle};
 
 /// How often a disk without room is tried again.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
@@ -89,15 +90,12 @@ struct Queue {
 }
 
 #[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-    wake: Condvar,
-}
+struct Shared(Mutex<Queue>);
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // Nobody panics while holding it, and a half-made change cannot be seen.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,7 +104,8 @@ pub struct LogWriter {
     shared: Arc<Shared>,
     limits: WriterLimits,
     reader: LogReader,
-    thread: Option<JoinHandle<()>>,
+    /// Last: dropping it waits for what the queue's end asks for.
+    worker: Box<dyn WorkerHandle>,
 }
 
 impl std::fmt::Debug for LogWriter {
@@ -120,15 +119,14 @@ impl LogWriter {
     ///
     /// # Errors
     /// If the system has no thread to give; the log is closed then, as it was.
-    pub fn spawn(log: Log, limits: WriterLimits, tell: impl FnMut(LogEvent) + Send + 'static) -> io::Result<Self> {
+    pub fn start(log: Log, limits: WriterLimits, host: &dyn Host, tell: impl FnMut(LogEvent) + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let reader = log.reader();
-        let theirs = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("log-writer".into()).spawn(move || {
-            let _stop = StopOnExit(Arc::clone(&theirs));
-            run(log, &theirs, tell);
-        })?;
-        Ok(Self { shared, limits, reader, thread: Some(thread) })
+        // At once: a disk that is full already should be known as such.
+        let retry_at = Some(Instant::now());
+        let work = Work { log, waiting: VecDeque::new(), written: None, trim: None, is_full: false, retry_at };
+        let worker = Writing { work, tell: Box::new(tell), shared: StopOnExit(Arc::clone(&shared)) };
+        Ok(Self { shared, limits, reader, worker: host.start("log-writer", Box::new(worker))? })
     }
 
     /// Hands over a batch without waiting. It will be durable when [`LogEvent::Written`] names its number or a later one.
@@ -148,7 +146,7 @@ impl LogWriter {
         queue.bytes += bytes;
         queue.commands.push_back(Command::Write(batch));
         drop(queue);
-        self.shared.wake.notify_one();
+        self.worker.wake();
         Ok(())
     }
 
@@ -158,7 +156,7 @@ impl LogWriter {
         let mut queue = self.shared.lock();
         queue.trim = queue.trim.max(Some(below));
         drop(queue);
-        self.shared.wake.notify_one();
+        self.worker.wake();
     }
 
     /// [`Log::accept_end`], before any batch that is submitted later.
@@ -186,18 +184,13 @@ impl LogWriter {
             queue.commands.push_back(command);
         }
         drop(queue);
-        self.shared.wake.notify_one();
+        self.worker.wake();
     }
 }
 
 impl Drop for LogWriter {
     fn drop(&mut self) {
         self.shared.lock().closing = true;
-        self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // A panic there is a bug in `tell`; the log itself recovers at the next start.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -214,26 +207,26 @@ impl Drop for StopOnExit {
     }
 }
 
-fn run(log: Log, shared: &Shared, mut tell: impl FnMut(LogEvent)) {
-    // At once: a disk that is full already should be known as such.
-    let retry_at = Some(Instant::now());
-    let mut work = Work { log, waiting: VecDeque::new(), written: None, trim: None, is_full: false, retry_at };
-    loop {
-        let mut queue = shared.lock();
-        loop {
-            let wait = work.retry_at.map(|at| at.saturating_duration_since(Instant::now()));
-            let is_stuck = work.is_stuck() && wait.is_some_and(|wait| !wait.is_zero());
-            if queue.closing && queue.trim.is_none() && (queue.commands.is_empty() || is_stuck) {
-                // What is still without room was confirmed to nobody.
-                return;
-            }
-            if queue.trim.is_some() || !queue.commands.is_empty() && !is_stuck || wait.is_some_and(|wait| wait.is_zero()) {
-                break;
-            }
-            queue = match wait {
-                Some(wait) => shared.wake.wait_timeout(queue, wait).unwrap_or_else(PoisonError::into_inner).0,
-                None => shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
-            };
+/// What the thread does.
+struct Writing {
+    work: Work,
+    tell: Box<dyn FnMut(LogEvent) + Send>,
+    shared: StopOnExit,
+}
+
+impl Worker for Writing {
+    /// One pass, if there is anything to do.
+    fn step(&mut self) -> Step {
+        let work = &mut self.work;
+        let mut queue = self.shared.0.lock();
+        let is_due = work.retry_at.is_some_and(|at| at <= Instant::now());
+        let is_stuck = work.is_stuck() && !is_due;
+        if queue.closing && queue.trim.is_none() && (queue.commands.is_empty() || is_stuck) {
+            // What is still without room was confirmed to nobody.
+            return Step::Done;
+        }
+        if queue.trim.is_none() && (queue.commands.is_empty() || is_stuck) && !is_due {
+            return Step::Wait(work.retry_at);
         }
         if !work.is_stuck() {
             std::mem::swap(&mut work.waiting, &mut queue.commands);
@@ -241,11 +234,14 @@ fn run(log: Log, shared: &Shared, mut tell: impl FnMut(LogEvent)) {
         }
         work.trim = work.trim.max(queue.trim.take());
         drop(queue);
-        if let Err(failure) = work.turn(&mut tell) {
-            // The queue is closed before the owner hears of it: whoever was told can submit nothing more.
-            shared.lock().stopped = true;
-            tell(LogEvent::Failed(failure));
-            return;
+        match work.turn(&mut self.tell) {
+            Ok(()) => Step::Again,
+            Err(failure) => {
+                // The queue is closed before the owner hears of it: whoever was told can submit nothing more.
+                self.shared.0.lock().stopped = true;
+                (self.tell)(LogEvent::Failed(failure));
+                Step::Done
+            }
         }
     }
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use voter_mesh::mesh::bulk::{BulkFrame, CHUNK_BYTES_MAX, CREDIT_BYTES, ReceiveWindow, SnapshotOffer, TransferId, WindowError};
@@ -18,11 +17,13 @@ use super::connection::{Connection, FrameError};
 use super::link::{Link, SnapshotError};
 use super::runs::Questions;
 use super::{Inner, SinkFuture, SnapshotSource};
+use crate::host::{Host, Stream, elsewhere};
 
 /// Bytes that a sender reads at once.
 const READ_BYTES: u64 = 256 << 10;
 
 pub(super) struct Bulk {
+    host: Rc<dyn Host>,
     connection: Connection,
     transfers: Cell<u32>,
     sending: RefCell<Option<Sending>>,
@@ -68,8 +69,9 @@ impl Drop for Receiving {
 }
 
 /// Runs a `bulk` connection beside `link` until one of them ends.
-pub(super) async fn run(inner: &Rc<Inner>, link: &Link, connection: Connection, stream: TcpStream, received: BytesMut) {
+pub(super) async fn run(inner: &Rc<Inner>, link: &Link, connection: Connection, stream: Stream, received: BytesMut) {
     let bulk = Rc::new(Bulk {
+        host: Rc::clone(&inner.host),
         connection,
         transfers: Cell::new(0),
         sending: RefCell::default(),
@@ -83,6 +85,7 @@ pub(super) async fn run(inner: &Rc<Inner>, link: &Link, connection: Connection, 
     // Whoever runs this may drop it in the middle: the link's end does.
     let _guard = Ended { bulk: &bulk, link };
     tokio::select! {
+        biased;
         _ = bulk.connection.run(stream, received, |frame| bulk.handle(BulkFrame::decode(frame)?, inner, link)) => {}
         () = link.ended() => {}
     }
@@ -233,7 +236,7 @@ impl Bulk {
             let credit = self.wait_for(|sending| (sending.credit > 0).then_some(sending.credit)).await?;
             let size = credit.min(total - offset).min(READ_BYTES);
             let source = Arc::clone(&from);
-            let read = tokio::task::spawn_blocking(move || source.read(offset, size as usize)).await;
+            let read = elsewhere(&*self.host, move || source.read(offset, size as usize)).await;
             let mut bytes = read.map_err(io::Error::other)??;
             if bytes.len() as u64 != size {
                 return Err(SnapshotError::Read(io::ErrorKind::UnexpectedEof.into()));

@@ -6,20 +6,19 @@ use std::convert::Infallible;
 use std::future::pending;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use voter_mesh::mesh::bulk::WindowError;
 use voter_mesh::mesh::codec::{CodecError, Control, FRAME_BYTES_MAX, split_frame};
 use voter_mesh::mesh::links::Ending;
 
 use super::{LinkFull, MeshCounters, MeshLimits};
+use crate::host::Stream;
 
 /// Room that a read finds at least; under load one read brings many frames.
 const READ_BYTES_MIN: usize = 64 << 10;
@@ -124,11 +123,11 @@ impl Connection {
     /// Runs the connection to its end. `received` is what the handshake has read too much.
     pub(super) async fn run(
         &self,
-        stream: TcpStream,
+        stream: Stream,
         received: BytesMut,
         on_frame: impl FnMut(Bytes) -> Result<(), FrameError>,
     ) -> Ending {
-        let (from, to) = stream.into_split();
+        let (from, to) = split(stream);
         self.heard.set(Instant::now());
         let ending = tokio::select! {
             // What was received comes before everything that may end the connection.
@@ -145,7 +144,7 @@ impl Connection {
 
     async fn read(
         &self,
-        mut from: OwnedReadHalf,
+        mut from: ReadHalf<Stream>,
         mut received: BytesMut,
         mut on_frame: impl FnMut(Bytes) -> Result<(), FrameError>,
     ) -> Ending {
@@ -202,6 +201,7 @@ impl Connection {
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 () = self.close.notified() => {
                     sleep(LINGER).await;
                     return Ending::Ours;
@@ -218,14 +218,14 @@ impl Connection {
     }
 
     /// Writes. An error says nothing yet: what the peer sent before may still be read, and the reader finds the end.
-    async fn write(&self, mut to: OwnedWriteHalf) -> Infallible {
+    async fn write(&self, mut to: WriteHalf<Stream>) -> Infallible {
         if let Err(error) = self.write_all(&mut to).await {
             tracing::debug!(%error, "mesh connection cannot be written");
         }
         pending().await
     }
 
-    async fn write_all(&self, to: &mut OwnedWriteHalf) -> io::Result<()> {
+    async fn write_all(&self, to: &mut WriteHalf<Stream>) -> io::Result<()> {
         let mut pieces = VecDeque::new();
         loop {
             std::mem::swap(&mut pieces, &mut self.outbox.borrow_mut().pieces);

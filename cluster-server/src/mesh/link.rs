@@ -143,6 +143,7 @@ impl Link {
                 return Some(bulk);
             }
             tokio::select! {
+                biased;
                 () = up => {}
                 () = self.ended() => return None,
             }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 use voter_mesh::ids::{Identity, Incarnation, RaftId, Seat};
 use voter_mesh::mesh::codec::{CodecError, Control, decode, split_frame};
@@ -21,6 +20,7 @@ use super::Inner;
 use super::bulk;
 use super::connection::Connection;
 use super::link::Link;
+use crate::host::{self, Host, Listener, Stream, random_u64};
 
 /// The end of the first random wait before a redial; it doubles from there.
 const REDIAL_FIRST_MS: u64 = 50;
@@ -35,8 +35,6 @@ enum MeetError {
     Io(#[from] io::Error),
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
-    #[error("no randomness: {0}")]
-    Random(#[from] getrandom::Error),
     #[error("it took too long")]
     Timeout,
 }
@@ -50,7 +48,7 @@ impl From<CodecError> for MeetError {
 impl MeetError {
     fn name(&self) -> &'static str {
         match self {
-            Self::Io(_) | Self::Random(_) => "io",
+            Self::Io(_) => "io",
             Self::Timeout => "timeout",
             Self::Handshake(HandshakeError::Malformed(_)) => "malformed",
             Self::Handshake(HandshakeError::Refuse(refusal) | HandshakeError::Refused(refusal)) => refusal.name(),
@@ -62,7 +60,7 @@ impl MeetError {
 type Said = (Option<RaftId>, Option<Identity>);
 
 /// Reads the next frame of a handshake.
-async fn read_frame(stream: &mut TcpStream, received: &mut BytesMut) -> Result<Bytes, MeetError> {
+async fn read_frame(stream: &mut Stream, received: &mut BytesMut) -> Result<Bytes, MeetError> {
     loop {
         if let Some(frame) = split_frame(received, HANDSHAKE_FRAME_BYTES_MAX)? {
             return Ok(frame);
@@ -73,16 +71,10 @@ async fn read_frame(stream: &mut TcpStream, received: &mut BytesMut) -> Result<B
     }
 }
 
-fn nonce() -> Result<[u8; 32], getrandom::Error> {
-    let mut nonce = [0; 32];
-    getrandom::fill(&mut nonce)?;
-    Ok(nonce)
-}
-
 /// Accepts for as long as it is not aborted.
-pub(super) async fn accept(inner: Rc<Inner>, listener: TcpListener) {
+pub(super) async fn accept(inner: Rc<Inner>, mut listener: Box<dyn Listener>) {
     loop {
-        match listener.accept().await {
+        match host::accept(&mut *listener).await {
             Ok(_) if inner.handshakes.get() >= inner.options.limits.handshakes_max => inner.failed("over_limit"),
             Ok((stream, address)) => {
                 let taken = Handshaking::new(&inner);
@@ -136,6 +128,7 @@ pub(super) async fn dial(inner: Rc<Inner>, seat: Seat, address: String) {
 
 /// Waits between dials: full jitter, doubling.
 struct Backoff {
+    host: Rc<dyn Host>,
     min_ms: u64,
     max_ms: u64,
     end_ms: Cell<u64>,
@@ -144,26 +137,27 @@ struct Backoff {
 impl Backoff {
     fn new(inner: &Inner) -> Self {
         let limits = &inner.options.limits;
-        Self { min_ms: limits.redial_min_ms, max_ms: limits.redial_max_ms, end_ms: Cell::new(REDIAL_FIRST_MS) }
+        Self {
+            host: Rc::clone(&inner.host),
+            min_ms: limits.redial_min_ms,
+            max_ms: limits.redial_max_ms,
+            end_ms: Cell::new(REDIAL_FIRST_MS),
+        }
     }
 
     fn next(&self) -> Duration {
         let end_ms = self.end_ms.get().min(self.max_ms).max(self.min_ms);
         self.end_ms.set(end_ms.saturating_mul(2));
-        // Without randomness the longest wait is the polite one.
-        let random = getrandom::u64().unwrap_or(u64::MAX);
+        let random = random_u64(&*self.host);
         Duration::from_millis(self.min_ms + random % (end_ms - self.min_ms + 1))
     }
 }
 
 impl Inner {
     /// The acceptor's side of one connection, from its first byte to its end.
-    async fn accepted(self: Rc<Self>, mut stream: TcpStream, taken: Handshaking) -> Result<(), MeetError> {
+    async fn accepted(self: Rc<Self>, mut stream: Stream, taken: Handshaking) -> Result<(), MeetError> {
         let mut received = BytesMut::with_capacity(1024);
-        let met = timeout(self.deadline(), async {
-            stream.set_nodelay(true)?;
-            self.accept_handshake(&mut stream, &mut received).await
-        });
+        let met = timeout(self.deadline(), async { self.accept_handshake(&mut stream, &mut received).await });
         let (proven, said) = met.await.unwrap_or(Err(MeetError::Timeout)).inspect_err(|error| self.failed(error.name()))?;
         let welcome = proven.verdict(&Ok(()))?;
         let peer = proven.peer();
@@ -201,11 +195,11 @@ impl Inner {
         Ok(())
     }
 
-    async fn accept_handshake(&self, stream: &mut TcpStream, received: &mut BytesMut) -> Result<(Proven, Said), MeetError> {
+    async fn accept_handshake(&self, stream: &mut Stream, received: &mut BytesMut) -> Result<(Proven, Said), MeetError> {
         let result = async {
             let frame = read_frame(stream, received).await?;
             let (hello, said) = self.hello();
-            let accepting = Accepting::new(hello, nonce()?, self.options.secret.as_ref());
+            let accepting = Accepting::new(hello, self.nonce(), self.options.secret.as_ref());
             let (accepted, hello) = accepting.handle_hello(&frame)?;
             stream.write_all(&hello).await?;
             Ok((accepted.handle_proof(&read_frame(stream, received).await?)?, said))
@@ -233,7 +227,7 @@ impl Inner {
     }
 
     /// Runs a link that is up to its end.
-    async fn run_link(self: &Rc<Self>, link: Link, stream: TcpStream, received: BytesMut) {
+    async fn run_link(self: &Rc<Self>, link: Link, stream: Stream, received: BytesMut) {
         let name = link.name();
         let run = link.connection().run(stream, received, |frame| {
             let message = decode(frame)?;
@@ -271,6 +265,7 @@ impl Inner {
         let (inner, address) = (Rc::clone(self), address.to_owned());
         self.spawn(async move {
             tokio::select! {
+                biased;
                 () = inner.dial_bulk(&link, &address) => {}
                 () = link.ended() => {}
             }
@@ -301,12 +296,11 @@ impl Inner {
         to: Seat,
         to_incarnation: Option<Incarnation>,
         address: &str,
-    ) -> Result<((PeerHello, TcpStream, BytesMut), u64, Said), MeetError> {
+    ) -> Result<((PeerHello, Stream, BytesMut), u64, Said), MeetError> {
         let (dial, (from, said)) = (self.next_dial(), self.hello());
         let met = timeout(self.deadline(), async {
-            let own = Hello { kind, nonce: nonce()?, dial, to, to_incarnation, from };
-            let mut stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            let own = Hello { kind, nonce: self.nonce(), dial, to, to_incarnation, from };
+            let mut stream = self.host.connect(address).await?;
             let mut received = BytesMut::with_capacity(1024);
             let (dialling, hello) = Dialling::new(own, self.options.secret.as_ref())?;
             stream.write_all(&hello).await?;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 use voter_mesh::configuration::Configuration;
 use voter_mesh::entry::{EntryKind, EntrySpec, entry};
-use voter_mesh::ids::{ClusterId, Epoch, RoomId, RunIndex, Term};
+use voter_mesh::ids::{ClusterId, Epoch, RoomId, RunIndex, Term, TimeMs};
 use voter_mesh::log::NoRuns;
 use voter_mesh::mesh::codec::{Control, decode, encode, split_frame};
 use voter_mesh::mesh::handshake::{Dialling, HandshakeError, Hello, LinkKind, Refusal};
@@ -21,6 +22,7 @@ use voter_mesh::run::{Run, Tail};
 use voter_mesh::snapshot::SnapshotMeta;
 
 use super::*;
+use crate::host::OsHost;
 
 /// Far above what anything here takes; only a failure waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -170,6 +172,10 @@ fn options(seat: u16, incarnation: u64) -> MeshOptions {
     }
 }
 
+fn os() -> Rc<dyn Host> {
+    Rc::new(OsHost::new())
+}
+
 async fn listener() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -180,7 +186,8 @@ async fn listener() -> (TcpListener, String) {
 async fn alone(options: MeshOptions) -> (Mesh, Rc<Owner>) {
     let owner = Rc::new(Owner::default());
     let (listener, _) = listener().await;
-    let mesh = Mesh::spawn_local(listener, BTreeMap::new(), Rc::clone(&owner) as Rc<dyn MeshOwner>, options).unwrap();
+    let mesh =
+        Mesh::spawn_local(os(), Box::new(listener), BTreeMap::new(), Rc::clone(&owner) as Rc<dyn MeshOwner>, options).unwrap();
     (mesh, owner)
 }
 
@@ -709,7 +716,14 @@ async fn without_a_secret_a_mesh_starts_on_loopback_only() {
     LocalSet::new()
         .run_until(async {
             let start = |listener, options| {
-                Mesh::spawn_local(listener, BTreeMap::new(), Rc::new(Owner::default()) as Rc<dyn MeshOwner>, options).map(drop)
+                Mesh::spawn_local(
+                    os(),
+                    Box::new(listener),
+                    BTreeMap::new(),
+                    Rc::new(Owner::default()) as Rc<dyn MeshOwner>,
+                    options,
+                )
+                .map(drop)
             };
             let open = || MeshOptions { secret: None, ..options(2, 20) };
             let anywhere = TcpListener::bind("0.0.0.0:0").await.unwrap();

@@ -18,6 +18,7 @@ use voter_mesh::verdicts::VerdictBook;
 use super::Node;
 use super::running::Running;
 use crate::disk::{DiskError, LogReader, ReadError, SnapshotStore, StateFile, StateFiles, VerdictStore};
+use crate::host::{Host, elsewhere};
 
 /// Bytes of old runs that are read at once for clients.
 const RUNS_BYTES_MAX: usize = 1 << 20;
@@ -102,23 +103,23 @@ impl Running {
     }
 
     /// The log begins later than it did: verdicts of what is gone are of no use.
-    pub(super) fn runs_trimmed(&mut self) {
+    pub(super) fn runs_trimmed(&mut self, node: &Node) {
         let first = self.reader.first_entry();
         self.archive.verdicts.trim(first);
         self.say_kept();
         let store = self.archive.store.clone();
-        tokio::task::spawn_blocking(move || {
+        node.host.run(Box::new(move || {
             if let Err(error) = store.trim(first) {
                 warn!(%error, "old verdicts not removed");
             }
-        });
+        }));
     }
 
     /// Reads old runs for clients.
     pub(super) fn runs_for_clients(&mut self, from: LogIndex, node: &Rc<Node>) {
         let (reader, node) = (self.reader.clone(), Rc::clone(node));
         tokio::task::spawn_local(async move {
-            let runs = read_runs(reader, from).await;
+            let runs = read_runs(&*node.host, reader, from).await;
             node.with_running(|running, _, now| running.runs_read(from, runs, now));
         });
     }
@@ -156,7 +157,7 @@ impl Running {
         tokio::task::spawn_local(async move {
             if let Some(meta) = meta {
                 let (writer, tail) = (Arc::clone(&writer), meta.tail);
-                let unpacked = tokio::task::spawn_blocking(move || unpack(&writer, &snapshots, &meta)).await;
+                let unpacked = elsewhere(&*node.host, move || unpack(&writer, &snapshots, &meta)).await;
                 match unpacked {
                     Ok(Ok(file)) => return node.with_running(|running, _, now| running.state_ready(&tail, file, now)),
                     Ok(Err(error)) => warn!(%error, "snapshot not unpacked for clients: they get the present state"),
@@ -166,7 +167,7 @@ impl Running {
             let mut image = None;
             node.with_running(|running, _, _| image = Some(running.replica.image()));
             let Some(ReplicaImage { meta, machine, .. }) = image else { return };
-            let written = tokio::task::spawn_blocking(move || writer.write(|to| machine.write(to))).await;
+            let written = elsewhere(&*node.host, move || writer.write(|to| machine.write(to))).await;
             node.with_running(|running, _, now| match written {
                 Ok(Ok(file)) => running.state_ready(&meta.tail, file, now),
                 Ok(Err(error)) => {
@@ -197,7 +198,7 @@ impl Running {
         };
         let node = Rc::clone(node);
         tokio::task::spawn_local(async move {
-            let read = tokio::task::spawn_blocking(move || file.read(offset, STATE_PIECE_BYTES)).await;
+            let read = elsewhere(&*node.host, move || file.read(offset, STATE_PIECE_BYTES)).await;
             let piece: Option<Bytes> = match read {
                 Ok(Ok(piece)) => Some(piece),
                 Ok(Err(error)) => {
@@ -211,10 +212,10 @@ impl Running {
     }
 }
 
-async fn read_runs(reader: LogReader, from: LogIndex) -> Result<Vec<Run>, ReadError> {
+async fn read_runs(host: &dyn Host, reader: LogReader, from: LogIndex) -> Result<Vec<Run>, ReadError> {
     for _ in 0..UNWRITTEN_TRIES {
         let reader = reader.clone();
-        match tokio::task::spawn_blocking(move || reader.read_entries(from, RUNS_BYTES_MAX)).await {
+        match elsewhere(host, move || reader.read_entries(from, RUNS_BYTES_MAX)).await {
             Ok(Ok(runs)) if runs.is_empty() => tokio::time::sleep(UNWRITTEN_WAIT).await,
             Ok(result) => return result,
             Err(_) => break,

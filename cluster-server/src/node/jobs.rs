@@ -9,6 +9,7 @@ use voter_mesh::ids::{RunIndex, Time};
 use super::running::Running;
 use super::{Node, Stage};
 use crate::disk::ReadError;
+use crate::host::elsewhere;
 
 /// Bytes of runs that are read from disk at once for a lagging follower.
 const FETCH_BYTES_MAX: usize = 4 << 20;
@@ -18,7 +19,7 @@ impl Running {
     pub(super) fn fetch(&mut self, first: RunIndex, last: RunIndex, node: &Rc<Node>) {
         let (reader, node) = (self.reader.clone(), Rc::clone(node));
         tokio::task::spawn_local(async move {
-            let read = tokio::task::spawn_blocking(move || reader.read(first, last, FETCH_BYTES_MAX)).await;
+            let read = elsewhere(&*node.host, move || reader.read(first, last, FETCH_BYTES_MAX)).await;
             node.with_running(|running, node, now| match read {
                 Ok(Ok(runs)) => running.voter.handle_fetched(runs, now),
                 Ok(Err(ReadError::Damaged { run, .. } | ReadError::Io { run, .. })) => {
@@ -37,7 +38,7 @@ impl Node {
     /// Runs `change` on the replica, if there still is one, and wakes the pump.
     pub(super) fn with_running(self: &Rc<Self>, change: impl FnOnce(&mut Running, &Rc<Self>, Time)) {
         if let Stage::Running(running) = &mut self.core.borrow_mut().stage {
-            change(running, self, self.clock.now());
+            change(running, self, self.now());
         }
         self.wake.notify_one();
     }

@@ -6,6 +6,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 use tracing::{debug, warn};
 use voter_mesh::ids::{Incarnation, RunIndex, Seat, Time};
+use voter_mesh::log::NoRuns;
 use voter_mesh::mesh::forming::FormMessage;
 use voter_mesh::mesh::message::{AdminRequest, Message};
 use voter_mesh::raft::Peer;
@@ -26,7 +27,7 @@ impl MeshOwner for Owner {
 
     fn link_up(&self, peer: PeerHello, link: Link) {
         let Some(node) = self.0.upgrade() else { return };
-        let now = node.clock.now();
+        let now = node.now();
         debug!(seat = %peer.seat, id = ?peer.id, "link up");
         let mut core = node.core.borrow_mut();
         core.links.insert(peer.seat, link);
@@ -42,7 +43,7 @@ impl MeshOwner for Owner {
 
     fn message(&self, from: Seat, _incarnation: Incarnation, message: MeshMessage) {
         let Some(node) = self.0.upgrade() else { return };
-        let now = node.clock.now();
+        let now = node.now();
         let mut core = node.core.borrow_mut();
         core.mesh_message(from, message, &node, now);
         drop(core);
@@ -51,7 +52,7 @@ impl MeshOwner for Owner {
 
     fn link_down(&self, seat: Seat, _incarnation: Incarnation, how: Disconnect) {
         let Some(node) = self.0.upgrade() else { return };
-        let now = node.clock.now();
+        let now = node.now();
         debug!(%seat, ?how, "link down");
         let mut core = node.core.borrow_mut();
         let link = core.links.remove(&seat);
@@ -84,8 +85,10 @@ impl MeshOwner for Owner {
     }
 
     fn runs_asked(&self, _from: Seat, first: RunIndex, last: RunIndex) -> LocalBoxFuture<'static, RunsAnswer> {
-        let reader = self.0.upgrade().and_then(|node| node.core.borrow().reader());
-        recovering::read_for_peer(reader, first, last).boxed_local()
+        match self.0.upgrade() {
+            Some(node) => recovering::read_for_peer(node, first, last).boxed_local(),
+            None => ready(Err(NoRuns::NotYet)).boxed_local(),
+        }
     }
 }
 
@@ -101,7 +104,7 @@ impl Running {
 
 impl Core {
     /// Reads what this server holds, if it can say what that is.
-    fn reader(&self) -> Option<LogReader> {
+    pub(super) fn reader(&self) -> Option<LogReader> {
         match &self.stage {
             Stage::Running(running) => Some(running.reader.clone()),
             Stage::Recovering(recovering) => recovering.reader(),

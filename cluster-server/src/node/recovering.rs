@@ -18,8 +18,9 @@ use voter_mesh::mesh::message::{AdminFailure, ForwardRefusal, Message, ReadRefus
 use voter_mesh::run::Run;
 
 use super::stage::{self, Opened};
-use super::{Core, Node, NodeError, Stage, panic_text};
+use super::{Core, Node, NodeError, Stage};
 use crate::disk::{Damage, DataDir, LogReader, ReadError};
+use crate::host::elsewhere;
 use crate::mesh::{Link, MeshMessage, RunsAnswer, SelfHello};
 use crate::status::{RecoveryStatus, ServerStatus};
 
@@ -84,14 +85,11 @@ impl Recovering {
     /// Reads the directory elsewhere, after `fills` were written into it. `fillable`: peers may be asked for what is missing then.
     fn read(&self, data: &Arc<DataDir>, fills: Vec<Fill>, fillable: bool, node: &Rc<Node>) {
         let (membership, data, runs_read) = (self.membership.clone(), Arc::clone(data), Arc::clone(&self.runs_read));
-        let (options, now, node) = (Arc::clone(&node.options), node.clock.now(), Rc::clone(node));
+        let (options, now, node) = (Arc::clone(&node.options), node.now(), Rc::clone(node));
         runs_read.store(0, Ordering::Relaxed);
         tokio::task::spawn_local(async move {
             let reading = move || stage::read(&options, &data, &membership, &fills, fillable, &runs_read, now);
-            let read = match tokio::task::spawn_blocking(reading).await {
-                Ok(read) => read,
-                Err(panic) => Err(NodeError::Fatal(panic_text(panic.into_panic().as_ref()))),
-            };
+            let read = elsewhere(&*node.host, reading).await.unwrap_or_else(|why| Err(NodeError::Fatal(why)));
             node.with_recovering(|recovering, _| recovering.read = Some(read));
         });
     }
@@ -243,7 +241,7 @@ impl Node {
     /// Runs `change` on the recovery, if it goes on, and wakes the pump.
     fn with_recovering(self: &Rc<Self>, change: impl FnOnce(&mut Recovering, Time)) {
         if let Stage::Recovering(recovering) = &mut self.core.borrow_mut().stage {
-            change(recovering, self.clock.now());
+            change(recovering, self.now());
         }
         self.wake.notify_one();
     }
@@ -270,9 +268,9 @@ pub(super) fn refuse(message: &Message, link: &Link, node: &Node) {
 
 /// Reads runs for a peer that mends its log; without a reader, this server cannot say yet what it holds. Every run is checked as it is
 /// read, so nothing that is damaged here is passed on.
-pub(super) async fn read_for_peer(reader: Option<LogReader>, first: RunIndex, last: RunIndex) -> RunsAnswer {
-    let Some(reader) = reader else { return Err(NoRuns::NotYet) };
-    match tokio::task::spawn_blocking(move || reader.read(first, last, RUNS_BYTES_MAX)).await {
+pub(super) async fn read_for_peer(node: Rc<Node>, first: RunIndex, last: RunIndex) -> RunsAnswer {
+    let Some(reader) = node.core.borrow().reader() else { return Err(NoRuns::NotYet) };
+    match elsewhere(&*node.host, move || reader.read(first, last, RUNS_BYTES_MAX)).await {
         Ok(Ok(runs)) => Ok(runs),
         Ok(Err(ReadError::Trimmed { first })) => Err(NoRuns::Trimmed { first }),
         Ok(Err(error)) => {

@@ -164,7 +164,7 @@ impl Running {
                 LogEvent::Written { number } => self.voter.handle_written(Ok(Written { number }), now),
                 LogEvent::Trimmed { first, term_before } => {
                     self.voter.handle_trimmed(first, term_before);
-                    self.runs_trimmed();
+                    self.runs_trimmed(node);
                 }
                 LogEvent::Full { why } => {
                     warn!(%why, "no room for the log: waiting for some");

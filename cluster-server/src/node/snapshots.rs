@@ -24,8 +24,9 @@ use voter_mesh::snapshot::{Agreement, Difference, SnapshotHashes, SnapshotMeta};
 use super::archive::Unsaved;
 use super::running::{Running, send};
 use super::status::hex;
-use super::{Node, NodeError, NodeOptions, Stage, panic_text};
+use super::{Node, NodeError, NodeOptions, Stage};
 use crate::disk::{DiskError, Pin, Receiving, SnapshotFile, SnapshotStore};
+use crate::host::{Host, elsewhere};
 use crate::mesh::{Link, SinkFuture, SnapshotError, SnapshotOffer, SnapshotSink, SnapshotSource};
 use crate::throttle::{CpuShare, Throttled};
 
@@ -83,7 +84,7 @@ impl Running {
             Some(share) => {
                 // The log grows faster than it is written out at this pace.
                 share.hurry();
-                drop_elsewhere(self.snapshots.next.replace(image));
+                drop_elsewhere(&*node.host, self.snapshots.next.replace(image));
             }
         }
     }
@@ -102,7 +103,7 @@ impl Running {
         let (store, node) = (Arc::clone(&self.store), Rc::clone(node));
         let verdicts = self.archive.unsaved(image.meta.tail.last);
         tokio::task::spawn_local(async move {
-            let result = elsewhere(move || save(verdicts, &store, image, &share)).await;
+            let result = attempt(&*node.host, move || save(verdicts, &store, image, &share)).await;
             node.with_running(|running, node, now| running.snapshot_taken(result, node, now));
         });
     }
@@ -235,13 +236,13 @@ impl Running {
             None => restore(&self.store, meta, &node.options)?,
         };
         // What waits to be written is below what is durable now.
-        drop_elsewhere((std::mem::replace(&mut self.replica, restored), self.snapshots.next.take()));
+        drop_elsewhere(&*node.host, (std::mem::replace(&mut self.replica, restored), self.snapshots.next.take()));
         let tail = self.replica.tail();
         info!(run = %tail.run, index = %tail.last, "replica restored from a leader's snapshot");
         self.room.handle_restored((tail.last, tail.chain), self.replica.sessions(), now);
         self.voter.handle_applied(tail.run, now);
         self.archive.restart(tail.last);
-        self.runs_trimmed();
+        self.runs_trimmed(node);
         Ok(())
     }
 }
@@ -250,7 +251,7 @@ impl Running {
 /// taken.
 async fn stream(store: &Arc<SnapshotStore>, link: &Link, term: Term, meta: SnapshotMeta, node: &Rc<Node>) -> Result<(), String> {
     let (files, wanted) = (Arc::clone(store), meta.clone());
-    let why = match elsewhere(move || files.open_file(&wanted)).await {
+    let why = match attempt(&*node.host, move || files.open_file(&wanted)).await {
         Ok(file) => {
             let offer = SnapshotOffer { term, total: file.bytes(), hash: file.hash(), meta: meta.clone() };
             match link.send_snapshot(offer, Arc::new(file)).await {
@@ -265,7 +266,7 @@ async fn stream(store: &Arc<SnapshotStore>, link: &Link, term: Term, meta: Snaps
     node.with_running(|running, _, _| known = running.snapshots.checked.replace(meta.tail) == Some(meta.tail));
     if !known {
         let store = Arc::clone(store);
-        if let Err(damage) = elsewhere(move || store.check(&meta)).await {
+        if let Err(damage) = attempt(&*node.host, move || store.check(&meta)).await {
             error!(%damage, "a snapshot of this server is damaged; another is taken");
             node.with_running(|running, node, _| running.snapshot_wanted(node));
         }
@@ -307,7 +308,7 @@ pub(super) fn receive(node: Rc<Node>, sender: RaftId, offer: SnapshotOffer) -> S
         let SnapshotOffer { term, total, hash, meta } = offer;
         let run = meta.tail.run;
         let begun = Arc::clone(&store);
-        let receiving = elsewhere(move || begun.begin_receive(&meta, total, hash)).await?;
+        let receiving = attempt(&*node.host, move || begun.begin_receive(&meta, total, hash)).await?;
         info!(%sender, %run, bytes = total, from = receiving.received(), "receiving a snapshot");
         Ok(Box::new(Sink { node, store, sender, term, receiving }) as Box<dyn SnapshotSink>)
     }
@@ -322,7 +323,7 @@ impl SnapshotSink for Sink {
     fn write(self: Box<Self>, chunks: Vec<Bytes>) -> SinkFuture {
         async move {
             let mut receiving = self.receiving;
-            let receiving = elsewhere(move || receiving.write(&chunks).map(|()| receiving)).await?;
+            let receiving = attempt(&*self.node.host, move || receiving.write(&chunks).map(|()| receiving)).await?;
             Ok(Box::new(Self { receiving, ..*self }) as Box<dyn SnapshotSink>)
         }
         .boxed_local()
@@ -332,10 +333,10 @@ impl SnapshotSink for Sink {
         async move {
             let Self { node, store, sender, term, receiving } = *self;
             let options = Arc::clone(&node.options);
-            let finished = elsewhere(move || receiving.finish()).await?;
+            let finished = attempt(&*node.host, move || receiving.finish()).await?;
             let meta = finished.clone();
             // Here and not when the log has restarted: unpacking a large state would hold the server's thread up.
-            let restored = elsewhere(move || restore(&store, &meta, &options)).await?;
+            let restored = attempt(&*node.host, move || restore(&store, &meta, &options)).await?;
             let mut result = Err("the server is stopping".into());
             node.with_running(|running, _, now| {
                 result = running.voter.handle_snapshot(sender, term, finished, now).map_err(|error| error.to_string());
@@ -368,18 +369,16 @@ pub(super) fn write(store: &SnapshotStore, image: ReplicaImage, share: &CpuShare
 }
 
 /// Runs on another thread what may take its time.
-async fn elsewhere<T: Send + 'static, E: ToString + Send + 'static>(
+async fn attempt<T: Send + 'static, E: ToString + Send + 'static>(
+    host: &dyn Host,
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => Err(panic_text(panic.into_panic().as_ref())),
-    }
+    elsewhere(host, work).await?.map_err(|error| error.to_string())
 }
 
 /// Lets go of what may be large on another thread.
-fn drop_elsewhere<T: Send + 'static>(what: T) {
-    tokio::task::spawn_blocking(move || drop(what));
+fn drop_elsewhere<T: Send + 'static>(host: &dyn Host, what: T) {
+    host.run(Box::new(move || drop(what)));
 }
 
 #[cfg(test)]

@@ -23,10 +23,11 @@ use voter_mesh::snapshot::SnapshotMeta;
 use super::archive::Archive;
 use super::recovering::{Damaged, Fill, Membership, Read, Recovering};
 use super::running::{Running, liveness_every_ms};
-use super::{Core, Node, NodeError, NodeOptions, Stage, fill_random, random_u64, snapshots};
+use super::{Core, Node, NodeError, NodeOptions, Stage, snapshots};
 use crate::disk::{
     DataDir, DiskError, Log, LogOptions, LogRecovered, LogWriter, NodeRecord, SnapshotStore, StateFiles, VerdictStore, WriterLimits,
 };
+use crate::host::{Host, random_u64};
 use crate::mesh::MeshMessage;
 use crate::throttle::CpuShare;
 
@@ -42,7 +43,7 @@ pub(super) struct Unformed {
 
 impl Unformed {
     /// Goes on from the directory's record, which must be this seat's and this state machine's.
-    pub(super) fn new(options: &NodeOptions, data: &DataDir) -> Result<Self, NodeError> {
+    pub(super) fn new(options: &NodeOptions, data: &DataDir, host: &dyn Host) -> Result<Self, NodeError> {
         if let Some(record) = data.node() {
             let (seat, (name, version)) = (record.seat, &record.machine);
             if seat != options.seat {
@@ -57,7 +58,7 @@ impl Unformed {
             }
         }
         let mut mint = ClusterId::default();
-        fill_random(&mut mint.0);
+        host.fill_random(&mut mint.0);
         let options = FormOptions {
             seat: options.seat,
             directory: data.directory(),
@@ -294,7 +295,7 @@ pub(super) fn begin(node: &Node, opened: Opened, membership: &Membership, now: T
         identity,
         timing: options.timing.clone(),
         limits: options.voter_limits.clone(),
-        seed: random_u64(),
+        seed: random_u64(&*node.host),
     };
     let configuration = if newest.is_some() { replica.configuration().clone() } else { Configuration::default() };
     let configuration_run = if newest.is_some() { replica.configuration_run() } else { RunIndex::ZERO };
@@ -321,7 +322,7 @@ pub(super) fn begin(node: &Node, opened: Opened, membership: &Membership, now: T
     let reader = log.reader();
     let written = Arc::new(Mutex::new(VecDeque::new()));
     let (slot, wake) = (Arc::clone(&written), Arc::clone(&node.wake));
-    let log = LogWriter::spawn(log, WriterLimits::default(), move |event| {
+    let log = LogWriter::start(log, WriterLimits::default(), &*node.host, move |event| {
         slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push_back(event);
         wake.notify_one();
     })?;

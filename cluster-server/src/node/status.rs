@@ -10,6 +10,7 @@ use voter_mesh::raft::DiskState;
 use voter_mesh::replica::ReplicaImage;
 
 use super::{Node, Stage};
+use crate::host::elsewhere;
 use crate::mesh::MeshCounters;
 use crate::status::ServerStatus;
 
@@ -18,8 +19,9 @@ impl Node {
     pub(super) fn answer_status(self: &Rc<Self>, hashes: bool, mesh: &MeshCounters, answer: oneshot::Sender<ServerStatus>) {
         let (mut status, image) = self.status(hashes, mesh);
         let Some(image) = image else { return drop(answer.send(status)) };
+        let hashed = elsewhere(&*self.host, move || hash(image));
         tokio::task::spawn_local(async move {
-            let hashed = tokio::task::spawn_blocking(move || hash(image)).await;
+            let hashed = hashed.await;
             if let Ok(Ok((state, sessions))) = hashed {
                 status.state_hash = Some(state);
                 status.sessions_hash = Some(sessions);

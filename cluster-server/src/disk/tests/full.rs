@@ -9,6 +9,7 @@ use voter_mesh::log::Verdict;
 
 use super::watched::Watched;
 use super::*;
+use crate::host::OsHost;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -131,7 +132,7 @@ fn the_next_segment_is_made_ahead_so_that_votes_and_half_a_segment_have_room_on_
 
 fn spawn(log: Log, limits: WriterLimits) -> (LogWriter, Receiver<LogEvent>) {
     let (to, from) = sync_channel(1024);
-    (LogWriter::spawn(log, limits, move |event| drop(to.send(event))).unwrap(), from)
+    (LogWriter::start(log, limits, &OsHost::new(), move |event| drop(to.send(event))).unwrap(), from)
 }
 
 /// A disk that has no room for another file while it is full.

@@ -7,13 +7,14 @@ use voter_mesh::log::Fenced;
 
 use super::watched::Watched;
 use super::*;
+use crate::host::OsHost;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn spawn(log: Log, limits: WriterLimits) -> (LogWriter, Receiver<LogEvent>) {
     let (to, from) = sync_channel(0);
     // A rendezvous: the writer waits until the test has heard each event.
-    (LogWriter::spawn(log, limits, move |event| drop(to.send(event))).unwrap(), from)
+    (LogWriter::start(log, limits, &OsHost::new(), move |event| drop(to.send(event))).unwrap(), from)
 }
 
 #[test]
