@@ -101,15 +101,14 @@ pub enum What {
         /// The answer.
         reply: Reply,
     },
-    /// A learner's position as its client saw it, at a run's end; the state's hash (SHA-256 of what the machine writes) where it was
-    /// taken.
+    /// A learner's position as its client saw it; the state's hash (SHA-256 of what the machine writes) where it was taken.
     Learnt {
         /// Whose.
         learner: LearnerId,
-        /// The last entry that it has applied.
+        /// At a run's end, the last entry that it has applied; without a chain, the last command that its state has seen.
         index: LogIndex,
-        /// The chain after it.
-        chain: Chain,
+        /// The chain after it, where the client shows it.
+        chain: Option<Chain>,
         /// The hash of its state there.
         state_hash: Option<[u8; 32]>,
     },
