@@ -135,6 +135,24 @@ impl Inode {
         lengths.into_iter().collect()
     }
 
+    /// What a cut leaves, by chance: every sector has what some of the writes to it made of it, in some order.
+    fn cut(&self, random: &mut Random) -> Vec<u8> {
+        let lengths = self.lengths();
+        let length = lengths[random.below(lengths.len() as u64) as usize];
+        let mut content = self.durable.to_vec();
+        content.resize(content.len().max(length).next_multiple_of(SECTOR_BYTES), 0);
+        for (at, sector) in content.chunks_exact_mut(SECTOR_BYTES).enumerate() {
+            let at = at * SECTOR_BYTES;
+            let mut touching: Vec<_> = self.pending.iter().filter(|deed| deed_touches(deed, at)).collect();
+            let Ok(sector) = <&mut [u8; SECTOR_BYTES]>::try_from(sector) else { continue };
+            for left in (0..=touching.len()).rev().take(random.below(touching.len() as u64 + 1) as usize) {
+                touching.swap_remove(random.below(left as u64) as usize).apply_to_sector(at, sector);
+            }
+        }
+        content.truncate(length);
+        content
+    }
+
     /// The sectors that a cut may leave otherwise than they are durable: where, and every content that one may have, the durable first.
     fn sectors(&self) -> Vec<(usize, Vec<[u8; SECTOR_BYTES]>)> {
         let end = self.pending.iter().fold(self.durable.len(), |end, deed| match deed {
@@ -399,6 +417,43 @@ impl DiskState {
         }
     }
 
+    /// One of the states that a power cut may leave, by chance.
+    #[must_use]
+    pub fn after_power_cut(&self, random: &mut Random) -> Self {
+        let mut after = self.clone();
+        for directory in after.directories.values_mut() {
+            let mut variants = directory.variants();
+            let names = variants.swap_remove(random.below(variants.len() as u64) as usize);
+            *directory = Directory { cached: names.clone(), durable: names, pending: Vec::new() };
+        }
+        let lost: Vec<PathBuf> = after.directories.keys().filter(|path| !after.has_directory(path)).cloned().collect();
+        lost.iter().for_each(|path| drop(after.directories.remove(path)));
+        let named: BTreeSet<usize> = after
+            .directories
+            .values()
+            .flat_map(|directory| directory.cached.values())
+            .filter_map(|entry| if let Entry::File(inode) = entry { Some(*inode) } else { None })
+            .collect();
+        for (number, inode) in after.inodes.iter_mut().enumerate() {
+            if !named.contains(&number) {
+                *inode = Inode::default();
+            } else if inode.pending.is_empty() {
+                // The cache of a failed sync is gone as well.
+                inode.cached = Arc::clone(&inode.durable);
+            } else {
+                *inode = Inode::of(Arc::new(inode.cut(random)));
+            }
+        }
+        after
+    }
+
+    /// Whether the directories above this one, and itself, have names.
+    fn has_directory(&self, path: &Path) -> bool {
+        let Ok((parent, name)) = split(path) else { return true };
+        let named = self.directories.get(parent).is_some_and(|parent| parent.cached.get(&name) == Some(&Entry::Directory));
+        named && self.has_directory(parent)
+    }
+
     /// What is there for whoever reads it now: the cache.
     #[must_use]
     pub fn cached(&self) -> Image {
@@ -530,6 +585,26 @@ impl SimDisk {
     #[must_use]
     pub fn state(&self) -> DiskState {
         self.world().state.clone()
+    }
+
+    /// Changes what a file holds behind everybody's back, on the disk and in the cache. Returns whether there is such a file.
+    pub fn corrupt(&self, path: impl AsRef<Path>, change: impl FnOnce(&mut [u8])) -> bool {
+        let mut world = self.world();
+        let found = world.state.place(path.as_ref()).ok().and_then(|(directory, name)| directory.cached.get(&name).copied());
+        let Some(Entry::File(inode)) = found else { return false };
+        let inode = &mut world.state.inodes[inode];
+        let mut content = inode.cached.to_vec();
+        change(&mut content);
+        inode.cached = Arc::new(content);
+        inode.durable = Arc::clone(&inode.cached);
+        inode.pending.clear();
+        true
+    }
+
+    /// Bytes of all its files.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.world().state.used_bytes()
     }
 
     /// How many deeds of a kind were tried so far.

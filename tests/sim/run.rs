@@ -1,0 +1,158 @@
+//! One run: forming, faults, healing, and rest.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep};
+use voter_mesh::ids::Seat;
+
+use super::net::Death;
+use super::panics;
+use super::record::{Lines, Phase, Recorder, Report, Sink, Violation, What};
+use super::scenario::{Scenario, election_timeout};
+use super::world::World;
+
+/// How long servers may take to form a cluster in which one leads.
+const FORMING: Duration = Duration::from_secs(30);
+
+/// What is kept of a run besides its result.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// Nothing.
+    Nothing,
+    /// A hash over its events.
+    Hash,
+    /// Its events, as lines.
+    Log,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What decided it.
+    pub seed: u64,
+    /// How long it took in its own time.
+    pub simulated: Duration,
+    /// What was done to it, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// States of a disk from which a server was started after its end.
+    pub crash_states: u64,
+    /// What the checkers say.
+    pub report: Report,
+    /// It did not come to rest.
+    pub stuck: bool,
+    /// Over all events, where it was asked for.
+    pub hash: u64,
+    /// All events, where they were asked for.
+    pub log: String,
+}
+
+impl Outcome {
+    /// Whether anything is wrong.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.stuck || !self.report.violations.is_empty()
+    }
+}
+
+/// FNV-1a, over text: no part of it is chosen by an enemy.
+struct Hash(u64);
+
+impl std::fmt::Write for Hash {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
+        }
+        Ok(())
+    }
+}
+
+/// Runs a scenario on the calling thread.
+#[must_use]
+pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
+    panics::note();
+    drop(panics::take());
+    let seed = scenario.seed;
+    let hash = Arc::new(Mutex::new(Hash(0xCBF2_9CE4_8422_2325)));
+    let log = Arc::new(Mutex::new(String::new()));
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    match keep {
+        Keep::Nothing => {}
+        Keep::Hash => {
+            let hash = Arc::clone(&hash);
+            sinks.push(Box::new(Lines(move |line: std::fmt::Arguments<'_>| {
+                let _ = hash.lock().unwrap_or_else(PoisonError::into_inner).write_fmt(line);
+            })));
+        }
+        Keep::Log => {
+            let log = Arc::clone(&log);
+            sinks.push(Box::new(Lines(move |line: std::fmt::Arguments<'_>| {
+                let _ = writeln!(log.lock().unwrap_or_else(PoisonError::into_inner), "{line}");
+            })));
+        }
+    }
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.expect("a runtime without I/O asks nothing of the system");
+    let tasks = LocalSet::new();
+    let mut outcome = runtime.block_on(tasks.run_until(async {
+        let began = Instant::now();
+        let recorder = Recorder::new(sinks);
+        let world = World::new(scenario, recorder.clone());
+        let stuck = live(&world).await.is_err();
+        for machine in world.machines() {
+            world.kill(machine.seat, Death::Killed).await;
+        }
+        let mut report = recorder.finish();
+        let at_us = began.elapsed().as_micros() as u64;
+        let seen = |checker| move |text| Violation { checker, sequence: 0, at_us, text };
+        report.violations.extend(world.wrongs().into_iter().map(seen("world")));
+        Outcome {
+            seed,
+            simulated: began.elapsed(),
+            faults: world.faults(),
+            crash_states: world.crash_states(),
+            report,
+            stuck,
+            ..Outcome::default()
+        }
+    }));
+    drop(tasks);
+    drop(runtime);
+    let panics = panics::take().into_iter();
+    outcome.report.violations.extend(panics.map(|text| Violation { checker: "panic", sequence: 0, at_us: 0, text }));
+    outcome.hash = hash.lock().unwrap_or_else(PoisonError::into_inner).0;
+    outcome.log = std::mem::take(&mut log.lock().unwrap_or_else(PoisonError::into_inner));
+    outcome
+}
+
+/// The world does not come to rest. It has said what is missing.
+struct Stuck;
+
+async fn live(world: &Rc<World>) -> Result<(), Stuck> {
+    let recorder = &world.recorder;
+    recorder.record(What::Phase(Phase::Forming));
+    let leader = world.leader(FORMING).await.ok_or_else(|| stuck(world, "no leader formed"))?;
+    recorder.record(What::Phase(Phase::Faults));
+    world.kill(leader.seat, Death::Killed).await;
+    sleep(Duration::from_secs(3)).await;
+    let second = world.leader(election_timeout() * 10).await;
+    if world.scenario.voters > 1 && second.is_none() {
+        return Err(stuck(world, "no second leader"));
+    }
+    for seat in (1..=world.scenario.voters).map(Seat) {
+        world.start(seat);
+    }
+    recorder.record(What::Phase(Phase::Healed));
+    let healed = world.leader(election_timeout() * 10).await;
+    healed.map(drop).ok_or_else(|| stuck(world, "no leader within ten election timeouts"))
+}
+
+fn stuck(world: &World, what: &str) -> Stuck {
+    world.wrong(format!("stuck: {what}"));
+    Stuck
+}
