@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use voter_mesh::ids::{Chain, LogIndex};
+use voter_mesh::mutant;
 use voter_mesh::run::{Run, Verdicts};
 
 /// Bytes of built frames that are kept for the cursors that come to the same place next.
@@ -180,7 +181,9 @@ impl Feed {
             return Ok(None);
         }
         let built = |frame: &&Frame| {
-            (frame.kind, frame.first) == (kind, cursor) && frame.next.previous() <= last && (frame.full || frame.next > last)
+            (frame.kind == kind && (frame.first == cursor || mutant!("frame_of_another_place")))
+                && frame.next.previous() <= last
+                && (frame.full || frame.next > last)
         };
         if let Some(frame) = self.frames.iter().rev().find(built) {
             return Ok(Some((frame.bytes.clone(), frame.next)));

@@ -6,6 +6,7 @@
 //! * [`verdicts`] — which entries of kept runs took effect, for feeds that begin below the ring.
 //! * [`configuration`] — seats, lives, roles; [`epoch`] — how a restored history begins; [`mesh`] — what servers say to each other.
 //! * [`log`] — what the log on disk looks like and how it recovers.
+//! * [`mutants`] — seeded bugs, in test builds only.
 //! * `raft` (feature `voter`) — the consensus facade.
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ pub mod learner;
 pub mod log;
 pub mod machine;
 pub mod mesh;
+pub mod mutants;
 pub mod outcome;
 #[cfg(feature = "voter")]
 pub mod raft;

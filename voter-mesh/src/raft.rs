@@ -45,6 +45,7 @@ use crate::entry::{Entries, EntryKind, EntrySpec, entry};
 use crate::ids::{Incarnation, RaftId, ReadId, RunIndex, Seat, Term, Time};
 pub use crate::mesh::links::Disconnect;
 use crate::mesh::message::{AdminRequest, BatchId, ForwardRefusal, Message, ReadRefusal};
+use crate::mutant;
 use crate::run::{RUN_BYTES_MAX, RUN_HEADER_BYTES, RUN_WHOLE_BYTES_MAX, Run, Tail};
 use crate::snapshot::SnapshotMeta;
 
@@ -272,7 +273,7 @@ impl Voter {
             if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer.id.0) {
                 progress.become_probe();
                 progress.recent_active = true;
-                if known != Some(peer.incarnation) {
+                if known != Some(peer.incarnation) && !mutant!("progress_not_reset") {
                     progress.matched = 0;
                 }
                 progress.next_idx = last + 1;
@@ -829,6 +830,15 @@ impl Voter {
             }
         }
         if !self.is_leader() {
+            return;
+        }
+        let unasked =
+            if mutant!("read_before_noop") { !self.raw.raft.commit_to_current_term() } else { mutant!("stale_leader_reads") };
+        if unasked {
+            let committed = RunIndex(self.raw.raft.raft_log.committed);
+            for asker in self.rounds.give_up() {
+                self.answer_read(asker, Ok(committed));
+            }
             return;
         }
         if !self.raw.raft.commit_to_current_term() {

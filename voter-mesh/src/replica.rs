@@ -16,6 +16,7 @@ use crate::configuration::{ConfigPayload, Configuration};
 use crate::entry::{EntryKind, EntryRef};
 use crate::ids::{Identity, LogIndex, RunIndex, SessionId};
 use crate::machine::{Image, Machine, MachineFactory, Position, RestoreError};
+use crate::mutant;
 use crate::run::{Run, Tail, Verdicts};
 pub use crate::session::SessionEvent;
 use crate::session::{SessionLimits, Sessions};
@@ -208,7 +209,7 @@ impl Replica {
         let (effective, event) = match entry.header.kind {
             EntryKind::Command => {
                 let (effective, reply) = self.sessions.command(&entry.header, at, || self.machine.apply(entry.payload, at));
-                (effective, Some(SessionEvent::Replied(reply)))
+                (effective || mutant!("verdict_for_a_repeat") && reply.repeat, Some(SessionEvent::Replied(reply)))
             }
             EntryKind::SessionOpen => (false, self.sessions.open(entry.payload, at)),
             EntryKind::SessionAttach => (false, self.sessions.attach(entry.header.session, entry.payload, at)),

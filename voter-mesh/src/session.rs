@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 use crate::entry::EntryHeader;
 use crate::ids::{LogIndex, Opening, RequestId, SessionId, Term};
 use crate::machine::{Position, Undecodable};
+use crate::mutant;
 use crate::outcome::{Outcome, Reply};
 
 pub mod liveness;
@@ -280,6 +281,12 @@ impl Sessions {
             known.last_activity = at.index;
             return Some(SessionEvent::Opened { hash, session, opening: known.opening });
         }
+        if mutant!("evict_live_sessions")
+            && self.sessions.len() >= self.limits.sessions_max
+            && let Some((oldest, _)) = self.activity().min_by_key(|(_, activity)| *activity)
+        {
+            self.sessions.remove(&oldest);
+        }
         if self.sessions.len() >= self.limits.sessions_max {
             return Some(SessionEvent::OpenRefused { hash });
         }
@@ -307,7 +314,7 @@ impl Sessions {
         let Some(known) = self.sessions.get_mut(&session).map(Arc::make_mut) else { return Some(SessionEvent::Ended { session }) };
         known.last_activity = at.index;
         if known.nonce != Some(nonce) {
-            if previous != known.opening {
+            if previous != known.opening && !mutant!("attach_unchecked") {
                 return Some(SessionEvent::Superseded { session, nonce, current: known.opening });
             }
             (known.nonce, known.opening) = (Some(nonce), Opening(at.index.0));
@@ -351,18 +358,32 @@ impl Sessions {
         let Some(known) = self.sessions.get_mut(&session) else { return without_effect(Outcome::SessionExpired) };
         let known = Arc::make_mut(known);
         known.last_activity = at.index;
-        if opening != known.opening {
+        #[cfg(mutants)]
+        if mutant!("expiry_by_local_clock") && crate::mutants::local_ms() > at.time.0 + 500 {
+            return without_effect(Outcome::SessionExpired);
+        }
+        if opening != known.opening && !mutant!("old_opening_accepted") {
             return without_effect(Outcome::Superseded(known.opening));
         }
+        if mutant!("one_high_water_mark")
+            && let Some(last) = known.records.back().filter(|last| request < last.request)
+        {
+            return (false, reply(last.index, last.term, true, last.outcome()));
+        }
         known.raise_floor(header.floor);
-        if request < known.floor {
+        if request < known.floor && !mutant!("floor_ignored") {
             return without_effect(Outcome::Stale);
         }
         let place = match known.find(request) {
             Err(place) => place,
+            Ok(found) if mutant!("forgotten_in_a_new_term") && known.records[found].term < at.term => {
+                known.records.remove(found);
+                found
+            }
             Ok(found) => {
                 let record = &known.records[found];
-                if (record.payload_bytes, record.payload_crc) != (header.payload_bytes, header.payload_crc) {
+                let same = (record.payload_bytes, record.payload_crc) == (header.payload_bytes, header.payload_crc);
+                if !same && !mutant!("conflict_ignored") {
                     return without_effect(Outcome::Conflict);
                 }
                 return (false, reply(record.index, record.term, true, record.outcome()));

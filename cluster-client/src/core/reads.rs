@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use voter_mesh::ids::{LogIndex, Time};
+use voter_mesh::mutant;
 
 use super::calls::Place;
 use super::link::Say;
@@ -89,6 +90,10 @@ impl<W: Waiters> Core<W> {
             return call;
         }
         match after {
+            ReadAfter::Linearizable if mutant!("linearizable_read_is_local") => {
+                self.reads.at.insert((LogIndex::ZERO, call), waiter);
+                self.answer_reads(LogIndex::ZERO);
+            }
             ReadAfter::Session => {
                 self.reads.at.insert((self.acknowledged, call), waiter);
                 let (applied, _) = self.position.unwrap_or_default();

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use relay::wire::{Code, FeedMode, WireReply};
 use voter_mesh::ids::{RequestId, Time};
+use voter_mesh::mutant;
 use voter_mesh::outcome::Outcome;
 
 use super::calls::Place;
@@ -266,8 +267,10 @@ impl<W: Waiters> Core<W> {
         }
         if self.window.next > self.window.block_end {
             self.window.block_end = RequestId((self.window.next.0 / ID_BLOCK + 1).saturating_mul(ID_BLOCK));
-            self.records.push(Record::IdEnd(self.window.block_end));
-            self.records_durable = true;
+            if !mutant!("ids_not_journaled") {
+                self.records.push(Record::IdEnd(self.window.block_end));
+                self.records_durable = true;
+            }
         }
     }
 
@@ -296,6 +299,9 @@ impl<W: Waiters> Core<W> {
 
     /// After a change of link, everything that is unanswered goes out again.
     pub(super) fn requeue_requests(&mut self) {
+        if mutant!("retry_under_a_new_id") {
+            self.rename_requests();
+        }
         self.retries.clear();
         self.window.to_send = self
             .window
@@ -337,6 +343,27 @@ impl<W: Waiters> Core<W> {
         }
     }
 
+    /// A seeded bug: what was sent and not answered is proposed again as something new.
+    fn rename_requests(&mut self) {
+        let sent = self.window.requests.iter().filter(|(_, request)| matches!(request.stage, Stage::Open) && request.sent());
+        for old in sent.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let new = self.window.next;
+            let Some(request) = self.window.requests.get_mut(&old) else { continue };
+            let mut renamed = Request::new(Stage::Open, request.payload.clone());
+            renamed.waiters = std::mem::take(&mut request.waiters);
+            for (call, _) in &renamed.waiters {
+                if let Some((_, place)) = self.calls.get_mut(call) {
+                    *place = Place::Request(new);
+                }
+            }
+            self.issue(new);
+            self.records.push(Record::Request(new, renamed.payload.clone()));
+            self.after.push(After::Send(new));
+            self.window.requests.insert(new, renamed);
+            self.give_up(old);
+        }
+    }
+
     pub(super) fn retry_requests(&mut self, now: Time) {
         while let Some(&(at, id)) = self.retries.first().filter(|(at, _)| *at <= now.monotonic_us) {
             self.retries.remove(&(at, id));
@@ -362,7 +389,7 @@ impl<W: Waiters> Core<W> {
         };
         request.stage = Stage::Replied(result);
         let applied = self.position.is_some_and(|(applied, _)| applied >= index);
-        if applied || self.options.feed == FeedMode::Thin {
+        if applied || self.options.feed == FeedMode::Thin || mutant!("answered_before_applied") {
             self.settle(id);
         } else {
             self.replied.insert((index, id));

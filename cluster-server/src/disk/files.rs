@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use voter_mesh::mutant;
+
 use super::error::{At, DiskError, SYNC};
 use super::file_system::{DiskFile, FileSystem, Open};
 
@@ -70,6 +72,9 @@ pub(super) fn sync_directory(files: &dyn FileSystem, path: &Path) -> Result<(), 
 /// Gives a synced file its real name, durably.
 pub(super) fn rename(files: &dyn FileSystem, from: &Path, to: &Path) -> Result<(), DiskError> {
     files.rename(from, to).at("rename", from)?;
+    if mutant!("rename_without_directory_sync") {
+        return Ok(());
+    }
     sync_directory(files, parent(to))
 }
 

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use voter_mesh::entry::{EntryKind, EntrySpec, put_entry};
 use voter_mesh::ids::{Opening, RaftId, ReadId, RequestId, RunIndex, Seat, SessionId, Term, Time};
 use voter_mesh::mesh::message::Message;
+use voter_mesh::mutant;
 use voter_mesh::raft::{DiskState, Event, HandOver, RaftRole, Voter, Write, Written};
 use voter_mesh::replica::{Replica, ReplicaImage};
 use voter_mesh::run::Run;
@@ -303,6 +304,8 @@ impl Running {
         while *budget > 0 {
             let Some(run) = self.to_apply.pop_front() else { break };
             *budget = budget.saturating_sub(run.bytes().len());
+            #[cfg(mutants)]
+            voter_mesh::mutants::set_local_ms(now.unix_ms.0);
             let applied = self.replica.apply(&run).map_err(|error| NodeError::Fatal(error.to_string()))?;
             if self.liveness.leads() {
                 for event in &applied.events {
@@ -332,7 +335,7 @@ impl Running {
         let mut image_ready = false;
         let room = &mut self.room;
         self.waiting_reads.retain(|(run, read)| {
-            let ready = *run <= tail.run;
+            let ready = *run <= tail.run || mutant!("read_before_applied");
             if ready && *read == IMAGE_READ {
                 image_ready = true;
             } else if ready {

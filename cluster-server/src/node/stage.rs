@@ -15,6 +15,7 @@ use voter_mesh::ids::{ClusterId, Identity, RaftId, RoomId, RunIndex, Time};
 use voter_mesh::log::{DamagePolicy, Decision, Findings, Verdict, decide, empty_tail};
 use voter_mesh::mesh::forming::{FormEvent, FormOptions, FormRecord, Forming};
 use voter_mesh::mesh::message::{AdminRequest, Message};
+use voter_mesh::mutant;
 use voter_mesh::raft::{Recovered, Voter, VoterOptions};
 use voter_mesh::replica::Replica;
 use voter_mesh::run::{Run, Tail};
@@ -206,7 +207,8 @@ pub(super) fn read(
     let mut archive = Archive::new(files, verdicts, StateFiles::new(data));
     let mut room = Room::new(room_options(options, id, identity), (replica.tail().last, replica.tail().chain), now);
     // What is known to be committed is applied at once; the rest when a leader says so.
-    for run in recent.iter().take_while(|run| run.header().run <= look.recovered().commit) {
+    let known = |run: &&Run| run.header().run <= look.recovered().commit || mutant!("uncommitted_applied_at_start");
+    for run in recent.iter().take_while(known) {
         let applied = replica.apply(run).map_err(|error| NodeError::Fatal(error.to_string()))?;
         archive.verdicts.push(run.header().first, run.header().count, &applied.verdicts);
         room.handle_applied(&applied, now);

@@ -2,6 +2,7 @@
 //! runs to be read, or for a state to be written out. Admission costs no log entry; a disconnect takes everything back.
 
 use voter_mesh::ids::{LogIndex, SessionId, Time};
+use voter_mesh::mutant;
 use voter_mesh::session::{SessionProofResult, Sessions};
 
 use crate::feed::ChainAt;
@@ -162,7 +163,9 @@ impl Room {
         }
         let place = resume.map(|point| (point, self.place_at(point.applied)));
         match &place {
-            Some((point, PlaceAt::Seen(ChainAt::Known(chain)))) if *chain != point.chain => return Err(Code::Diverged),
+            Some((point, PlaceAt::Seen(ChainAt::Known(chain)))) if *chain != point.chain && !mutant!("resume_without_chain") => {
+                return Err(Code::Diverged);
+            }
             Some((_, PlaceAt::Seen(ChainAt::Inside))) => return Err(Code::Diverged),
             _ => {}
         }
@@ -233,6 +236,12 @@ impl Room {
                 link.phase = Phase::Live;
                 link.mode = hello.feed;
                 self.counters.admitted += 1;
+                if mutant!("admit_evicts_another")
+                    && let Some(other) = self.links.pop(List::Parked).filter(|other| *other != id)
+                    && let Some(other) = self.links.get(other)
+                {
+                    other.delivery = Delivery::Nothing;
+                }
                 if let (Some(proof), SessionStatus::Attached(_)) = (&hello.session, status) {
                     self.attach(id, LinkSession { session: proof.session, opening: proof.opening }, now);
                 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use voter_mesh::ids::{LogIndex, Time};
+use voter_mesh::mutant;
 
 use crate::wire::{REPLIES_MAX, ServerFrame, WireReply, encode_replies, kind};
 
@@ -138,6 +139,7 @@ impl Room {
                             out.push(message);
                         }
                         Framed::End => break,
+                        Framed::Unread | Framed::Gone if mutant!("feed_skips_on_wrap") => at = self.feed.first(),
                         Framed::Unread => {
                             self.want_runs(at, id);
                             return false;

@@ -3,6 +3,7 @@
 use super::{SECTOR_BYTES, TAIL_BYTES, is_sealed, put_tail, seal, tail_at};
 use crate::entry::{u32_at, u64_at};
 use crate::ids::{RaftId, RunIndex, Term};
+use crate::mutant;
 use crate::run::Tail;
 
 const MAGIC: [u8; 4] = *b"MARK";
@@ -53,7 +54,8 @@ impl Mark {
         sector[8..16].copy_from_slice(&self.sequence.to_le_bytes());
         sector[16..24].copy_from_slice(&self.segment.to_le_bytes());
         sector[24..32].copy_from_slice(&self.term.0.to_le_bytes());
-        sector[32..40].copy_from_slice(&self.vote.0.to_le_bytes());
+        let vote = if mutant!("mark_without_vote") { RaftId::NONE } else { self.vote };
+        sector[32..40].copy_from_slice(&vote.0.to_le_bytes());
         sector[40..48].copy_from_slice(&self.commit.0.to_le_bytes());
         put_tail(&mut sector[48..48 + TAIL_BYTES], &self.last);
         sector[88..96].copy_from_slice(&self.synced_through.0.to_le_bytes());

@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use super::{END_BYTES, Mark};
 use crate::ids::{Identity, LogIndex, RaftId, RunIndex, Term, TimeMs};
+use crate::mutant;
 use crate::run::{Run, RunError, RunHeader, Tail, chain_zero};
 
 /// The end of a log that nothing was ever in: a newcomer's, before its first snapshot.
@@ -67,7 +68,9 @@ pub fn reaches(end: &Tail, goal: &Tail) -> bool {
 /// Judges a log that ends with `end` (`torn`: in the midst of a write) against its newest mark.
 #[must_use]
 pub fn judge(end: &Tail, torn: bool, mark: &Mark) -> Verdict {
-    if end.run < mark.synced_through || mark.must_reach.is_some_and(|goal| !reaches(end, &goal)) {
+    if mutant!("suspect_cut_as_torn") && !reaches(end, &mark.last) {
+        Verdict::Torn
+    } else if end.run < mark.synced_through || mark.must_reach.is_some_and(|goal| !reaches(end, &goal)) {
         Verdict::Suspect
     } else if !reaches(end, &mark.last) {
         Verdict::Doubtful

@@ -40,6 +40,7 @@ use thiserror::Error;
 use super::handshake::PeerHello;
 use crate::configuration::{Configuration, Member, Role, SeatRecord};
 use crate::ids::{ClusterId, DirectoryId, Epoch, Identity, RaftId, RoomId, Seat};
+use crate::mutant;
 
 /// What servers say to each other while they form. Sent on the `consensus` connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -409,6 +410,17 @@ impl Forming {
         }
         if self.held().state == FormState::Offered && self.held().identity == Some(formed) {
             self.become_formed();
+        } else if mutant!("wiped_server_votes") {
+            // It takes its old place, as if its log had always been empty.
+            let seats = self.options.seats.iter().map(|(seat, address)| {
+                let (id, directory) = (RaftId::new(*seat, 1), self.options.directory);
+                let member = Some(Member { id, directory, role: Role::Voter });
+                let (priority, failure_domain) = (0, String::new());
+                (*seat, SeatRecord { address: address.clone(), priority, failure_domain, highest_life: 1, member, incoming: None })
+            });
+            let configuration = Configuration { seats: seats.collect(), ..Configuration::default() };
+            let id = Some(RaftId::new(self.options.seat, 1));
+            self.begin_store(FormRecord { state: FormState::Formed, id, identity: Some(formed), configuration });
         } else if self.joining != Some(formed) {
             self.joining = Some(formed);
             self.events.push_back(FormEvent::Join { identity: formed });

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::entry::Entries;
 use crate::ids::{LogIndex, Term, Time};
 use crate::mesh::message::BatchId;
+use crate::mutant;
 use crate::run::{RUN_BYTES_MAX, RunHeader, Tail};
 
 /// How long a forwarded batch may stay unanswered before it is sent again.
@@ -163,6 +164,9 @@ impl Book {
 
     /// Another leader or another term: what is not sealed in this term goes to the leader again.
     pub(super) fn take_back(&mut self, term: Term, now: Time) {
+        if mutant!("forwarded_once") {
+            return;
+        }
         self.park_all(now, |place| place != Place::Taken(term));
     }
 

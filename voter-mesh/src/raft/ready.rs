@@ -1,6 +1,7 @@
 //! What the crate has ready: messages that may leave, what must be durable first, what is committed.
 
 use super::*;
+use crate::mutant;
 
 impl Voter {
     /// Brings all outputs up to date, once for all that was told since the last time.
@@ -13,6 +14,11 @@ impl Voter {
             self.drive_book();
             self.seal_waiting();
             self.drive_membership();
+            if mutant!("commit_old_term") && self.is_leader() {
+                let (quorum, _) = self.raw.raft.mut_prs().maximal_committed_index();
+                let log = &mut self.raw.raft.raft_log;
+                log.commit_to(quorum.max(log.committed));
+            }
             if self.fatal || !self.raw.has_ready() {
                 break;
             }
@@ -34,8 +40,12 @@ impl Voter {
         // That a heartbeat was heard promises nothing but the term: where that is durable, the answer need not wait for the disk,
         // and a slow disk is not taken for a dead server.
         let durable_term = self.durable_term.0;
-        let prompt =
-            |message: &RaftMessage| message.get_msg_type() == MessageType::MsgHeartbeatResponse && message.term == durable_term;
+        let prompt = |message: &RaftMessage| match message.get_msg_type() {
+            MessageType::MsgHeartbeatResponse => message.term == durable_term,
+            MessageType::MsgRequestVoteResponse => mutant!("vote_before_sync"),
+            MessageType::MsgAppendResponse => mutant!("ack_before_sync"),
+            _ => false,
+        };
         let (prompt, waiting): (Vec<_>, Vec<_>) = ready.take_persisted_messages().into_iter().partition(prompt);
         for message in prompt {
             self.send(message);
@@ -70,6 +80,9 @@ impl Voter {
         }
         self.raw.advance_append_async(ready);
         let term = Term(self.raw.raft.term);
+        if mutant!("commit_before_sync") {
+            self.raw.on_persist_ready(number);
+        }
         self.held.push_back(Held { write: self.last_write, ready: number, term, messages: waiting, installed: install });
         self.release();
         self.committed(&committed);

@@ -1,6 +1,7 @@
 //! Messages of other servers: checked, so that none can end the process inside the crate, and then given to it.
 
 use super::*;
+use crate::mutant;
 
 impl Voter {
     pub(super) fn check_term(&mut self, from: RaftId, term: Term) -> Result<(), MessageError> {
@@ -46,6 +47,9 @@ impl Voter {
                 (ours.term, ours.index, ours.log_term, ours.commit) = (term.0, previous.0, previous_term.0, commit.0);
                 ours.set_entries(runs.iter().map(storage::entry).collect::<Vec<_>>().into());
                 let takes = self.takes(term, previous, previous_term);
+                if mutant!("truncate_on_overlap") && takes {
+                    self.truncate_on_overlap(&runs);
+                }
                 // The crate first: it compares with what stands in the store.
                 let _ = self.raw.step(ours);
                 if takes {
@@ -89,7 +93,7 @@ impl Voter {
                 self.check_leader(from, term)?;
                 ours.set_msg_type(MessageType::MsgHeartbeat);
                 // A follower that lost its tail answers all the same, so that the leader finds out.
-                (ours.term, ours.commit) = (term.0, commit.0.min(last));
+                (ours.term, ours.commit) = (term.0, if mutant!("commit_unclamped") { commit.0 } else { commit.0.min(last) });
                 ours.context = convert::context(round);
             }
             Message::HeartbeatReply { term, commit, round } => {
@@ -114,7 +118,7 @@ impl Voter {
                 let lacks = self.suspect.is_some_and(|goal| (last_term, last) < (goal.term, goal.run));
                 let twice = !pre && self.lost_vote_through().is_some_and(|lost| lost.is_none_or(|lost| term <= lost));
                 let rests = pre && self.voted.is_some_and(|(to, at)| to != from && self.now.since_us(at) < VOTE_REST_MS * 1000);
-                if lacks || twice || rests && !transfer {
+                if lacks && !mutant!("suspect_votes") || twice || rests && !transfer {
                     // To the crate, nobody with an empty log is worth a vote.
                     (ours.index, ours.log_term) = (0, 0);
                 }
@@ -206,6 +210,23 @@ impl Voter {
     pub(super) fn takes(&self, term: Term, previous: RunIndex, previous_term: Term) -> bool {
         let (raft, store) = (&self.raw.raft, self.raw.store());
         term.0 >= raft.term && previous.0 >= raft.raft_log.committed && store.term_at(previous.0) == previous_term.0
+    }
+
+    /// A seeded bug: whatever stands behind the runs of an append goes, also where they agree with the log.
+    fn truncate_on_overlap(&mut self, runs: &[Run]) {
+        let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return };
+        let (raft, handed) = (&mut self.raw.raft, self.handed);
+        let (from, to) = (first.header().run.0, last.header().run.0);
+        if from <= raft.raft_log.committed || to >= raft.raft_log.last_index() {
+            return;
+        }
+        let entries = runs.iter().map(storage::entry).collect::<Vec<_>>();
+        raft.raft_log.append(&entries);
+        raft.raft_log.persisted = raft.raft_log.persisted.min(from - 1);
+        let store = self.raw.mut_store();
+        if store.truncate(from - 1, handed) {
+            runs.iter().cloned().for_each(|run| store.push(run));
+        }
     }
 
     /// Brings this facade's copy of the log where the crate has brought its own.

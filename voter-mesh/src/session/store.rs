@@ -14,10 +14,13 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use imbl::OrdMap;
+
 use super::{Kept, Record, Session, SessionLimits, Sessions};
 use crate::ids::{LogIndex, Opening, RequestId, SessionId, Term};
 use crate::layout::{Source, put_bytes};
 use crate::machine::RestoreError;
+use crate::mutant;
 use crate::snapshot::LogGrowth;
 
 const MAGIC: [u8; 4] = *b"QSES";
@@ -32,10 +35,11 @@ impl Sessions {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES + 1024);
         chunk.extend_from_slice(&MAGIC);
         chunk.extend_from_slice(&VERSION.to_le_bytes());
-        for number in [growth.entries, growth.bytes, self.sessions.len() as u64] {
+        let sessions = if mutant!("sessions_not_in_snapshot") { &OrdMap::new() } else { &self.sessions };
+        for number in [growth.entries, growth.bytes, sessions.len() as u64] {
             chunk.extend_from_slice(&number.to_le_bytes());
         }
-        for (id, session) in &self.sessions {
+        for (id, session) in sessions {
             put_session(&mut chunk, *id, session);
             if chunk.len() >= CHUNK_BYTES {
                 to.write_all(&chunk)?;
