@@ -1,6 +1,7 @@
 //! Newtypes for everything that is counted or named. Two of them are easily confused and must not be:
 //! [`RunIndex`] counts runs (raft's index), [`LogIndex`] counts entries (what users see).
 
+use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -218,13 +219,34 @@ random_128! {
     DirectoryId
 }
 
-/// The present, as the driver passes it in: cores never read a clock.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+/// The present, as the driver passes it in: cores never read a clock. Compared by its monotonic clock alone: a wall clock that is set
+/// back makes nothing earlier, or what is due would not be.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Time {
     /// Microseconds of a monotonic clock since an arbitrary origin. Every timeout is measured with it.
     pub monotonic_us: u64,
     /// Milliseconds since 1970 by the wall clock, which may jump. Only a leader uses it, to stamp runs.
     pub unix_ms: TimeMs,
+}
+
+impl PartialEq for Time {
+    fn eq(&self, other: &Self) -> bool {
+        self.monotonic_us == other.monotonic_us
+    }
+}
+
+impl Eq for Time {}
+
+impl PartialOrd for Time {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Time {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.monotonic_us.cmp(&other.monotonic_us)
+    }
 }
 
 impl Time {
@@ -244,5 +266,18 @@ impl Time {
     #[must_use]
     pub const fn since_us(self, earlier: Self) -> u64 {
         self.monotonic_us.saturating_sub(earlier.monotonic_us)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wall_clock_that_is_set_back_makes_nothing_earlier() {
+        let due = Time { monotonic_us: 5, unix_ms: TimeMs(1_000) };
+        let now = Time { monotonic_us: 5, unix_ms: TimeMs(0) };
+        assert!(now >= due && now == due);
+        assert!(now < due.plus_us(1));
     }
 }
