@@ -14,6 +14,7 @@ mod here;
 mod hostile;
 mod journals;
 mod losses;
+mod mutants;
 mod peer;
 mod processes;
 mod proxy;

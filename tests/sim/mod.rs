@@ -5,6 +5,7 @@ pub mod disk;
 pub mod fault;
 pub mod frames;
 pub mod host;
+pub mod mutants;
 pub mod net;
 pub mod panics;
 pub mod power_cuts;
