@@ -1,5 +1,6 @@
 //! The simulator: the product's own code on a world in memory, where whatever can go wrong does.
 
+pub mod checkers;
 pub mod clients;
 pub mod disk;
 pub mod fault;

@@ -22,7 +22,8 @@ use voter_mesh::mesh::message::Message;
 use voter_mesh::outcome::Reply;
 use voter_mesh::run::{Run, RunHeader, Tail};
 
-/// Names a client process for the whole run; one that comes back from its journal keeps its name.
+/// Names one client, from its connect until it is dropped or its process dies. One that comes back from the same journal is another
+/// client: what it saw before its crash it may have forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct ClientId(pub u32);
 
@@ -30,7 +31,7 @@ pub struct ClientId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct CallId(pub u64);
 
-/// One learner of one client: from when its state is fresh until that is dropped. Numbered by the client.
+/// One learner or stream of one client, numbered by the client: a learner from when its state is fresh until that is dropped.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct LearnerId(pub ClientId, pub u32);
 
@@ -114,7 +115,7 @@ pub enum What {
     },
     /// A stream of committed commands begins.
     StreamBegan {
-        /// Names it; each stream has a name of its own.
+        /// Names it; no two have one name.
         stream: LearnerId,
         /// The first index that it may give.
         from: LogIndex,

@@ -1,0 +1,198 @@
+//! Linearizability of every key: there is an order of all operations on it that agrees with real time and explains every answer.
+//!
+//! From calls and returns alone: no index, no log, no server's word is believed. Commands and linearizable reads count; one that has not
+//! returned, or whose outcome is unknown, may take effect at any later time or never. Calls under one ticket are one operation, from the
+//! first call to the first answer. A history is one key's; clients change keys often enough for it to stay decidable, and one that the
+//! search gives up is a violation, not a pass. Of some histories a second algorithm judges too, and the two must agree.
+//!
+//! Keys that raw clients write to, whose frames are no calls, are left to the index oracle.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use cluster_client::{Consistency, Ticket};
+use voter_mesh::machine::from_cbor;
+use voter_mesh::machine::kv::{KvCommand, KvExpected};
+
+use super::calls::Payload;
+use super::model::{Digest, digest};
+use super::spec::{Action, Answer, Expected, Judgement, KeyHistory, Operation as KeyOperation, ValueId};
+use super::{Checker, CheckerOptions, History, Wrong, state_sets, wing_gong};
+use crate::sim::record::{CallId, Event, Operation, Report, Returned, What};
+
+/// Operations without an answer that the second algorithm is asked to bear: each doubles its work.
+const OPEN_MAX: usize = 6;
+
+#[derive(Debug)]
+pub(super) struct Linearizability {
+    options: CheckerOptions,
+    calls: u64,
+    operations: Vec<Tracked>,
+    keys: BTreeMap<Bytes, Vec<usize>>,
+    values: BTreeMap<Digest, ValueId>,
+    by_call: BTreeMap<CallId, usize>,
+    by_ticket: BTreeMap<Ticket, Vec<(Payload, usize)>>,
+    /// Keys that raw clients write to.
+    raw: BTreeSet<Bytes>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tracked {
+    operation: KeyOperation,
+    /// It certainly has no effect and no answer.
+    void: bool,
+}
+
+impl Linearizability {
+    pub(super) fn new(options: &CheckerOptions) -> Self {
+        Self {
+            options: *options,
+            calls: 0,
+            operations: Vec::new(),
+            keys: BTreeMap::new(),
+            values: BTreeMap::new(),
+            by_call: BTreeMap::new(),
+            by_ticket: BTreeMap::new(),
+            raw: BTreeSet::new(),
+        }
+    }
+
+    fn value(&mut self, value: &[u8]) -> ValueId {
+        let next = self.values.len() as ValueId;
+        *self.values.entry(digest(value)).or_insert(next)
+    }
+
+    fn action(&mut self, command: &KvCommand) -> (Bytes, Action) {
+        match command {
+            KvCommand::Put { key, value } => (key.clone().into(), Action::Put(self.value(value))),
+            KvCommand::Delete { key } => (key.clone().into(), Action::Delete),
+            KvCommand::CompareAndSet { key, expected, value } => {
+                let expected = match expected {
+                    KvExpected::Absent => Expected::Absent,
+                    KvExpected::Version(version) => Expected::Version(*version),
+                    KvExpected::Value(value) => Expected::Value(self.value(value)),
+                };
+                (key.clone().into(), Action::CompareAndSet(expected, self.value(value)))
+            }
+        }
+    }
+
+    fn begin(&mut self, call: CallId, sequence: u64, key: Bytes, action: Action) -> usize {
+        let at = self.operations.len();
+        self.operations
+            .push(Tracked { operation: KeyOperation { called: sequence, returned: None, action, version: None }, void: false });
+        self.keys.entry(key).or_default().push(at);
+        self.by_call.insert(call, at);
+        at
+    }
+
+    fn called(&mut self, call: CallId, sequence: u64, operation: &Operation, payload: Option<Payload>) {
+        self.calls += 1;
+        match operation {
+            Operation::Propose { ticket, command } => {
+                let known = ticket.and_then(|ticket| self.by_ticket.get(&ticket)).into_iter().flatten();
+                let known = known.copied().find(|(known, _)| Some(*known) == payload);
+                if let Some((_, at)) = known {
+                    self.by_call.insert(call, at);
+                    return;
+                }
+                let (key, action) = self.action(command);
+                let at = self.begin(call, sequence, key, action);
+                if let (Some(ticket), Some(payload)) = (ticket, payload) {
+                    self.by_ticket.entry(*ticket).or_default().push((payload, at));
+                }
+            }
+            Operation::Read { consistency: Consistency::Linearizable, key } => {
+                self.begin(call, sequence, key.clone(), Action::Read);
+            }
+            Operation::Outcome { ticket } => {
+                if let Some([(_, at)]) = self.by_ticket.get(ticket).map(Vec::as_slice) {
+                    self.by_call.insert(call, *at);
+                }
+            }
+            Operation::Send { payload, .. } => {
+                if let Ok(command) = from_cbor(payload) {
+                    let (key, _) = self.action(&command);
+                    self.raw.insert(key);
+                }
+            }
+            Operation::Read { .. } => {}
+        }
+    }
+
+    fn returned(&mut self, call: CallId, sequence: u64, outcome: &Returned, fresh: Option<Payload>) {
+        let Some(at) = self.by_call.remove(&call) else { return };
+        let answer = match outcome {
+            Returned::Applied { reply: Some(reply), .. } => Answer::Reply(*reply),
+            Returned::Read { value, .. } => {
+                let value = value.as_ref().map(|value| (self.value(&value.value), value.version));
+                Answer::Value(value)
+            }
+            Returned::NotRead => return self.operations[at].void = true,
+            Returned::NoEffect(_) | Returned::Conflict | Returned::Stale | Returned::SessionExpired if fresh.is_some() => {
+                return self.operations[at].void = true;
+            }
+            Returned::Unknown { ticket: Some(ticket) } => {
+                if let Some(payload) = fresh {
+                    self.by_ticket.entry(*ticket).or_default().push((payload, at));
+                }
+                return;
+            }
+            _ => return,
+        };
+        self.operations[at].operation.returned.get_or_insert((sequence, answer));
+    }
+
+    fn history(&self, operations: &[usize]) -> KeyHistory {
+        let tracked = operations.iter().map(|at| self.operations[*at]).filter(|tracked| !tracked.void);
+        KeyHistory::new(tracked.map(|tracked| tracked.operation).collect())
+    }
+}
+
+impl Checker for Linearizability {
+    fn name(&self) -> &'static str {
+        "linearizability"
+    }
+
+    fn observe(&mut self, event: &Event, history: &History, _wrong: &mut Wrong<'_>) {
+        match &event.what {
+            What::Called { call, operation, .. } => {
+                let payload = history.calls.get(*call).and_then(|call| call.payload);
+                self.called(*call, event.sequence, operation, payload);
+            }
+            What::Returned { call, outcome } => {
+                let fresh =
+                    history.calls.get(*call).filter(|call| matches!(call.operation, Operation::Propose { ticket: None, .. }));
+                self.returned(*call, event.sequence, outcome, fresh.and_then(|call| call.payload));
+            }
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self, _history: &History, wrong: &mut Wrong<'_>, report: &mut Report) {
+        report.operations += self.calls;
+        for (key, operations) in self.keys.iter().filter(|(key, _)| !self.raw.contains(*key)) {
+            let history = self.history(operations);
+            if history.operations.iter().all(|operation| operation.returned.is_none()) {
+                continue;
+            }
+            report.histories += 1;
+            let judgement = wing_gong::judge(&history, self.options.steps_max);
+            if judgement != Judgement::Linearizable {
+                wrong.say(|| format!("{key:?}: {judgement:?}: {:#?}", history.operations));
+            }
+            let open = history.operations.iter().filter(|operation| operation.returned.is_none()).count();
+            let looked_at_twice =
+                self.options.second_look_every > 0 && report.histories.is_multiple_of(self.options.second_look_every);
+            if looked_at_twice && open <= OPEN_MAX {
+                *report.counts.entry("histories_judged_twice").or_default() += 1;
+                let second = state_sets::judge(&history, self.options.steps_max as usize);
+                if second != judgement {
+                    wrong.say(|| {
+                        format!("{key:?}: {judgement:?} by one algorithm, {second:?} by the other: {:#?}", history.operations)
+                    });
+                }
+            }
+        }
+    }
+}

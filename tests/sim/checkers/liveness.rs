@@ -1,0 +1,130 @@
+//! Liveness after healing: once every server runs and every link and disk is good, a leader is known to all within ten election timeouts,
+//! commands take effect, calls return, and in the end all servers and learners stand at the same place with the same state. A run
+//! without progress fails, whatever else it shows.
+//!
+//! From statuses (the world asks at least once an election timeout), calls, and the learners' last positions. From healing on every call is
+//! to return; a future that is dropped then is recorded as unknown by whoever drops it.
+//!
+//! It says nothing of how long the faults themselves may keep a system from working.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster_server::{Phase as ServerPhase, ServerStatus};
+use voter_mesh::ids::{LogIndex, Seat};
+
+use super::{Checker, CheckerOptions, History, Wrong};
+use crate::sim::record::{CallId, Event, LearnerId, Operation, Phase, Report, Returned, What};
+
+#[derive(Debug)]
+pub(super) struct Liveness {
+    options: CheckerOptions,
+    phase: Option<Phase>,
+    healed_us: Option<u64>,
+    /// When all servers first agreed on a leader after healing.
+    agreed_us: Option<u64>,
+    /// Each server's last words since healing.
+    statuses: BTreeMap<Seat, Box<ServerStatus>>,
+    /// Calls since healing that have not returned.
+    open: BTreeSet<CallId>,
+    applied: u64,
+    /// Where learners stood when they were last asked since all went quiet.
+    learners: BTreeMap<LearnerId, LogIndex>,
+}
+
+impl Liveness {
+    pub(super) fn new(options: &CheckerOptions) -> Self {
+        Self {
+            options: *options,
+            phase: None,
+            healed_us: None,
+            agreed_us: None,
+            statuses: BTreeMap::new(),
+            open: BTreeSet::new(),
+            applied: 0,
+            learners: BTreeMap::new(),
+        }
+    }
+
+    fn agreed(&self) -> bool {
+        let mut leaders = self.statuses.values().map(|status| status.leader);
+        let Some(Some(leader)) = leaders.next() else { return false };
+        self.statuses.len() == self.options.servers
+            && leaders.all(|other| other == Some(leader))
+            && self.statuses.values().any(|status| status.phase == ServerPhase::Leading && status.id == Some(leader))
+    }
+}
+
+impl Checker for Liveness {
+    fn name(&self) -> &'static str {
+        "liveness"
+    }
+
+    fn observe(&mut self, event: &Event, _history: &History, wrong: &mut Wrong<'_>) {
+        if let What::Phase(phase) = &event.what {
+            self.phase = Some(*phase);
+            if *phase == Phase::Healed {
+                self.healed_us = Some(event.at_us);
+            }
+            return;
+        }
+        let Some(healed_us) = self.healed_us else { return };
+        match &event.what {
+            What::Status { server, status } => {
+                self.statuses.insert(*server, status.clone());
+                if self.agreed_us.is_none() && self.agreed() {
+                    self.agreed_us = Some(event.at_us);
+                    let took_ms = (event.at_us - healed_us) / 1000;
+                    if took_ms > 10 * self.options.election_timeout_ms {
+                        wrong.say(|| format!("it took {took_ms} ms from healing to a leader that all know"));
+                    }
+                }
+            }
+            What::Ended { server, how } if self.phase < Some(Phase::Over) => {
+                wrong.say(|| format!("server {server} ended after healing: {how:?}"));
+            }
+            What::Called { operation: Operation::Send { .. }, .. } => {}
+            What::Called { call, .. } => drop(self.open.insert(*call)),
+            What::Returned { call, outcome } => {
+                let applied = matches!(outcome, Returned::Applied { .. });
+                self.applied += u64::from(self.open.remove(call) && applied);
+            }
+            What::Learnt { learner, index, .. } if self.phase >= Some(Phase::Quiet) => drop(self.learners.insert(*learner, *index)),
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self, history: &History, wrong: &mut Wrong<'_>, report: &mut Report) {
+        if self.healed_us.is_none() || self.phase != Some(Phase::Over) {
+            wrong.say(|| format!("the run ended in phase {:?}", self.phase));
+            return;
+        }
+        let states: Vec<_> =
+            self.statuses.iter().map(|(seat, status)| (*seat, status.phase, status.term, status.leader, status.applied)).collect();
+        if self.agreed_us.is_none() {
+            wrong.say(|| format!("no leader that all know came after healing: {states:?}"));
+        }
+        if self.applied == 0 {
+            wrong.say(|| "stuck: nothing that was called after healing took effect".to_owned());
+        }
+        if let Some(call) = self.open.first() {
+            wrong.say(|| format!("{} calls made after healing never returned, the first is {}", self.open.len(), call.0));
+        }
+        let same = |status: &ServerStatus| (status.applied, status.state_hash.clone(), status.sessions_hash.clone());
+        let mut ends = self.statuses.values().map(|status| same(status));
+        let first = ends.next();
+        if self.statuses.len() != self.options.servers || ends.any(|end| Some(end) != first) {
+            wrong.say(|| format!("the servers did not converge: {states:?}"));
+        }
+        let last = history.last();
+        if first.as_ref().is_some_and(|(applied, ..)| *applied != last) {
+            wrong.say(|| format!("the servers end at {states:?}, and {last} is committed"));
+        }
+        let effective = history.last_effective();
+        for (learner, index) in self.learners.iter().filter(|(_, index)| **index < effective) {
+            wrong.say(|| format!("{learner:?} ends at {index}, and the last command is {effective}"));
+        }
+        if let (Some(healed), Some(agreed)) = (self.healed_us, self.agreed_us) {
+            *report.counts.entry("leader_after_healing_ms").or_default() += (agreed - healed) / 1000;
+        }
+    }
+}
