@@ -141,6 +141,17 @@ impl Checkers {
         Self { history: History::new(options.sessions), checkers, violations: Vec::new() }
     }
 
+    /// What must hold of consensus alone: for voters without clients, verdicts and statuses.
+    #[must_use]
+    pub fn of_consensus() -> Self {
+        let checkers: Vec<Box<dyn Checker>> = vec![
+            Box::<election::Election>::default(),
+            Box::<log_matching::LogMatching>::default(),
+            Box::<leader_completeness::LeaderCompleteness>::default(),
+        ];
+        Self { history: History::new(SessionLimits::default()), checkers, violations: Vec::new() }
+    }
+
     fn each(&mut self, sequence: u64, at_us: u64, mut act: impl FnMut(&mut dyn Checker, &History, &mut Wrong<'_>)) {
         let Self { history, checkers, violations } = self;
         for checker in checkers {

@@ -3,4 +3,5 @@
 
 mod cuts;
 mod faults;
+mod witnesses;
 mod worlds;

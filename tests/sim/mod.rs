@@ -17,4 +17,5 @@ pub mod run;
 pub mod scenario;
 pub mod script;
 pub mod server;
+pub mod witness;
 pub mod world;
