@@ -4,6 +4,7 @@ pub mod checkers;
 pub mod clients;
 pub mod disk;
 pub mod fault;
+pub mod found;
 pub mod frames;
 pub mod host;
 pub mod mutants;

@@ -22,8 +22,7 @@ use voter_mesh::mesh::message::Message;
 use voter_mesh::outcome::Reply;
 use voter_mesh::run::{Run, RunHeader, Tail};
 
-/// Names one client, from its connect until it is dropped or its process dies. One that comes back from the same journal is another
-/// client: what it saw before its crash it may have forgotten.
+/// Names a client's machine for the whole run; one that comes back from its journal keeps its name.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct ClientId(pub u32);
 
@@ -77,6 +76,11 @@ pub enum What {
     },
     /// What is read from a server's disk at the end of the run.
     Disk(DiskFound),
+    /// A client's process starts: with a fresh state, and without what an earlier one under this name has seen.
+    ClientStarted {
+        /// Its name.
+        client: ClientId,
+    },
     /// A client's call begins. Recorded before the client does anything for it.
     Called {
         /// Names the call.
@@ -86,7 +90,8 @@ pub enum What {
         /// What is asked.
         operation: Operation,
     },
-    /// It returns. A call that never does (its future dropped, its client crashed) may take effect at any later time, or never.
+    /// It returns. A call that never does (its client crashed) may take effect at any later time, or never; whoever drops a call's
+    /// future records it as unknown.
     Returned {
         /// Which.
         call: CallId,
@@ -532,6 +537,7 @@ impl fmt::Display for What {
                 write!(f, "disk {server} snapshot {snapshot:?} vote {vote:?}")?;
                 [runs.first(), runs.last()].into_iter().flatten().try_for_each(|run| write!(f, " {}", Sealed(run)))
             }
+            Self::ClientStarted { client } => write!(f, "client {} starts", client.0),
             Self::Called { call, client, operation } => write!(f, "client {} call {} {operation}", client.0, call.0),
             Self::Returned { call, outcome } => write!(f, "return {} {outcome:?}", call.0),
             Self::Replied { client, server, reply } => write!(f, "client {} replied by {server}: {reply:?}", client.0),

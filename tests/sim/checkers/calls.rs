@@ -61,6 +61,9 @@ impl Calls {
 
     /// Before any checker sees the event.
     pub(super) fn before(&mut self, event: &Event) {
+        if let What::ClientStarted { client } = &event.what {
+            self.by_client.remove(client);
+        }
         if let What::Called { call, client, operation } = &event.what {
             let payload = match operation {
                 Operation::Propose { command, .. } => to_cbor(command).ok().map(|bytes| payload(&bytes)),

@@ -86,6 +86,7 @@ impl Checker for Learners {
                     self.waiting.until(*index, Claim::At(*learner, *chain));
                 }
             }
+            What::ClientStarted { client } => self.positions.retain(|learner, _| learner.0 != *client),
             What::StreamBegan { stream, from } => drop(self.streams.insert(*stream, from.previous())),
             What::Streamed { stream, index, term, session, payload: bytes } => {
                 let known = self.streams.entry(*stream).or_default();

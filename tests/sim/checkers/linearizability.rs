@@ -86,6 +86,15 @@ impl Linearizability {
         at
     }
 
+    /// Operations on a key that do just this, and whose outcome nobody was told.
+    fn earlier(&self, key: &Bytes, action: Action) -> Vec<usize> {
+        let on_key = self.keys.get(key).into_iter().flatten().copied();
+        let tracked = |at: &usize| &self.operations[*at];
+        on_key
+            .filter(|at| !tracked(at).void && tracked(at).operation.returned.is_none() && tracked(at).operation.action == action)
+            .collect()
+    }
+
     fn called(&mut self, call: CallId, sequence: u64, operation: &Operation, payload: Option<Payload>) {
         self.calls += 1;
         match operation {
@@ -97,10 +106,21 @@ impl Linearizability {
                     return;
                 }
                 let (key, action) = self.action(command);
-                let at = self.begin(call, sequence, key, action);
-                if let (Some(ticket), Some(payload)) = (ticket, payload) {
-                    self.by_ticket.entry(*ticket).or_default().push((payload, at));
-                }
+                let (Some(ticket), Some(payload)) = (ticket, payload) else {
+                    self.begin(call, sequence, key, action);
+                    return;
+                };
+                let at = match self.earlier(&key, action)[..] {
+                    // An earlier call of this very command: its client has crashed, and found the ticket in its journal.
+                    [earlier] if action != Action::Delete => {
+                        self.by_call.insert(call, earlier);
+                        earlier
+                    }
+                    // One of these, or none: it may have begun with the first of them.
+                    [] => self.begin(call, sequence, key, action),
+                    [first, ..] => self.begin(call, self.operations[first].operation.called, key, action),
+                };
+                self.by_ticket.entry(*ticket).or_default().push((payload, at));
             }
             Operation::Read { consistency: Consistency::Linearizable, key } => {
                 self.begin(call, sequence, key.clone(), Action::Read);
@@ -145,7 +165,9 @@ impl Linearizability {
 
     fn history(&self, operations: &[usize]) -> KeyHistory {
         let tracked = operations.iter().map(|at| self.operations[*at]).filter(|tracked| !tracked.void);
-        KeyHistory::new(tracked.map(|tracked| tracked.operation).collect())
+        let mut operations: Vec<_> = tracked.map(|tracked| tracked.operation).collect();
+        operations.sort_by_key(|operation| operation.called);
+        KeyHistory::new(operations)
     }
 }
 

@@ -3,7 +3,7 @@
 //! without progress fails, whatever else it shows.
 //!
 //! From statuses (the world asks at least once an election timeout), calls, and the learners' last positions. From healing on every call is
-//! to return; a future that is dropped then is recorded as unknown by whoever drops it.
+//! to return.
 //!
 //! It says nothing of how long the faults themselves may keep a system from working.
 

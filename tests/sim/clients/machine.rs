@@ -14,7 +14,7 @@ use crate::sim::disk::SimDisk;
 use crate::sim::net::{Death, Life};
 use crate::sim::process::Process;
 use crate::sim::random::Random;
-use crate::sim::record::{ClientId, LearnerId, Phase};
+use crate::sim::record::{ClientId, LearnerId, Phase, What};
 
 /// How long a process that will crash lives at least and at most.
 const UP_MS: (u64, u64) = (500, 20_000);
@@ -90,6 +90,7 @@ impl Machine {
     pub(super) fn next_life(&self) -> Arc<Life> {
         let life = Life::new(self.shared.world.next_life(), self.host);
         *self.life.borrow_mut() = Arc::clone(&life);
+        self.shared.world.recorder.record(What::ClientStarted { client: self.id });
         life
     }
 

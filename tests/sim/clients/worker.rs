@@ -197,7 +197,7 @@ impl Worker {
         }
     }
 
-    /// Proposes, and waits for `patience` at most: then the call is let go of, and never returns.
+    /// Proposes, and waits for `patience` at most: then the call is let go of.
     async fn propose(&self, client: &Client, command: &KvCommand, ticket: Option<Ticket>, patience: Option<Duration>) -> Said {
         let recorder = &self.machine.shared.world.recorder;
         let call = recorder.call(self.machine.id, Operation::Propose { ticket, command: command.clone() });
@@ -206,7 +206,10 @@ impl Worker {
             Some(patience) => timeout(patience, proposing).await.ok(),
             None => Some(proposing.await),
         };
-        let Some(result) = result else { return Said::Nothing };
+        let Some(result) = result else {
+            recorder.returned(call, Returned::Unknown { ticket: None });
+            return Said::Nothing;
+        };
         self.returned(call, Some(command), &result);
         Said::of(&result)
     }
