@@ -85,7 +85,8 @@ impl RequestJournal {
     }
 
     /// A file, made if it is missing, readable by its owner only. Survives a crash of the process; with [`Self::synced`], of the
-    /// machine. Blocks the caller while it reads the file.
+    /// machine. Blocks the caller while it reads the file
+    /// and syncs what it found.
     ///
     /// # Errors
     /// `JournalBusy` if someone else has it open, `Damaged`, or `Io`. The file is unchanged then.

@@ -41,7 +41,7 @@ fn a_reopened_file_holds_what_was_written_and_a_second_opener_is_told_that_it_is
 }
 
 #[test]
-fn a_torn_last_record_is_cut_and_damage_in_the_middle_is_refused() {
+fn a_torn_last_record_is_cut_and_another_file_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("j");
     let mut journal = RequestJournal::file(&path).unwrap();
@@ -53,12 +53,63 @@ fn a_torn_last_record_is_cut_and_damage_in_the_middle_is_refused() {
         let journal = RequestJournal::file(&path).unwrap();
         assert!(journal.state().open.contains_key(&RequestId(5)), "cut {cut}");
     }
-    let mut damaged = whole.clone();
-    damaged[20] ^= 1;
-    std::fs::write(&path, &damaged).unwrap();
-    assert!(matches!(RequestJournal::file(&path), Err(JournalError::Damaged { offset: 8 })));
     std::fs::write(&path, b"something else").unwrap();
     assert!(matches!(RequestJournal::file(&path), Err(JournalError::Damaged { offset: 0 })));
+}
+
+/// What of each request a reopened journal holds, or the damage that it finds.
+fn reopened(path: &Path) -> Result<Vec<u64>, JournalError> {
+    Ok(RequestJournal::file(path)?.state().open.keys().map(|id| id.0).collect())
+}
+
+#[test]
+fn what_a_crash_leaves_of_an_unconfirmed_write_is_cut_and_damage_to_a_confirmed_one_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("j");
+    let request = |id| Record::Request(RequestId(id), Bytes::from(vec![7; 600]));
+    let mut journal = RequestJournal::file(&path).unwrap();
+    let mut ends = Vec::new();
+    for (ids, durable) in [([1, 2], true), ([3, 4], true), ([5, 6], false), ([7, 8], false)] {
+        journal.write(&ids.map(request), durable).unwrap();
+        ends.push(std::fs::metadata(&path).unwrap().len() as usize);
+    }
+    drop(journal);
+    let whole = std::fs::read(&path).unwrap();
+    // Bytes that did not reach the disk, anywhere: what is before them is there, if they were not confirmed.
+    for at in (0..whole.len() - 100).step_by(100).filter(|at| !(ends[1] - 100..ends[1]).contains(at)) {
+        let mut torn = whole.clone();
+        torn[at..at + 100].fill(0);
+        std::fs::write(&path, &torn).unwrap();
+        let found = reopened(&path);
+        if at < ends[1] {
+            assert!(matches!(found, Err(JournalError::Damaged { .. })), "{at}: {found:?}");
+        } else {
+            let found = found.unwrap();
+            assert!(found.starts_with(&[1, 2, 3, 4]) && found.len() < 8, "{at}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_of_the_first_version_is_read_by_its_own_rules_and_rewritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("j");
+    let mut bytes = b"QRJRNL01".to_vec();
+    for record in every_record() {
+        let body = record.encode();
+        bytes.extend((body.len() as u32).to_le_bytes());
+        bytes.extend(crc32c::crc32c(&body).to_le_bytes());
+        bytes.extend(body);
+    }
+    let mut damaged = bytes.clone();
+    damaged[20] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    assert!(matches!(reopened(&path), Err(JournalError::Damaged { offset: 8 })));
+    assert_eq!(std::fs::read(&path).unwrap(), damaged);
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(reopened(&path).unwrap(), [4, 5]);
+    assert_eq!(std::fs::read(&path).unwrap()[..8], *b"QRJRNL02");
+    assert_eq!(reopened(&path).unwrap(), [4, 5]);
 }
 
 #[test]
@@ -100,4 +151,8 @@ fn a_file_torn_while_it_was_made_is_new() {
     let path = directory.path().join("j");
     OpenOptions::new().create_new(true).write(true).open(&path).unwrap().write_all(b"QRJ").unwrap();
     assert_eq!(RequestJournal::file(&path).unwrap().state(), &JournalState::default());
+    for torn in [&b"QRJ\0\0\0\0\0"[..], &[0; 8], &[0; 3]] {
+        std::fs::write(&path, torn).unwrap();
+        assert_eq!(RequestJournal::file(&path).unwrap().state(), &JournalState::default());
+    }
 }
