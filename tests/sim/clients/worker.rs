@@ -291,7 +291,10 @@ impl Worker {
             20..30 => self.read(client, Consistency::Session).await,
             30..38 => self.read(client, Consistency::Local).await,
             38..39 => self.burst(client).await,
-            39..40 => self.hash(client).await,
+            39..40 => {
+                self.take_up(client);
+                self.hash(client).await;
+            }
             40..44 => {
                 let ticket = self.open.borrow().keys().next().copied();
                 let Some(ticket) = ticket else { return Said::Nothing };
@@ -345,7 +348,7 @@ impl Worker {
             // Another session: nobody answers for the last one's requests.
             self.open.borrow_mut().clear();
         }
-        self.reopen(&client).await;
+        self.take_up(&client);
         while !shared.is(Phase::Quiet) {
             self.machine.sleep_ms(shared.plan.think_ms).await;
             let said = self.step(&client).await;
@@ -372,8 +375,8 @@ impl Worker {
         }
     }
 
-    /// Takes up what the journal holds.
-    async fn reopen(&self, client: &Client) {
+    /// Takes up the requests that the journal holds, and lets go of tickets that nothing was proposed under: they take up room.
+    fn take_up(&self, client: &Client) {
         for (ticket, payload) in client.unanswered() {
             match payload.map(|payload| from_cbor::<KvCommand>(&payload)) {
                 Some(Ok(command)) => {
@@ -389,6 +392,7 @@ impl Worker {
 
     /// Waits until every request is answered, and for a state that holds them all.
     async fn settle(&self, client: &Client) {
+        self.take_up(client);
         loop {
             let open = client.unanswered().into_iter().filter_map(|(ticket, payload)| Some((ticket, from_cbor(&payload?).ok()?)));
             let open: Vec<(Ticket, KvCommand)> = open.collect();
