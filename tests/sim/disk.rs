@@ -601,6 +601,17 @@ impl SimDisk {
         true
     }
 
+    /// The paths of its files, ascending.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let world = self.world();
+        let files = |(path, directory): (&PathBuf, &Directory)| {
+            let files = directory.cached.iter().filter(|(_, entry)| matches!(entry, Entry::File(_)));
+            files.map(|(name, _)| path.join(name)).collect::<Vec<_>>()
+        };
+        world.state.directories.iter().flat_map(files).collect()
+    }
+
     /// Bytes of all its files.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {

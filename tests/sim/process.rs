@@ -9,8 +9,12 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
+use tokio::time::Instant;
 
 use super::net::{Death, Life, SimNet};
+
+/// How often its tasks may have their turn at one instant. What needs more goes round in circles.
+const TURNS_MAX: u32 = 20_000;
 
 /// A process that was started. Dropping this does nothing to it.
 #[derive(Debug)]
@@ -44,7 +48,13 @@ impl Process {
                 *state.exit.borrow_mut() = Some(why);
             }
         });
-        spawn_local(Tasks { tasks: Some(tasks), life: Arc::clone(&life), net: net.clone(), state: Rc::clone(&state) });
+        spawn_local(Tasks {
+            tasks: Some(tasks),
+            life: Arc::clone(&life),
+            net: net.clone(),
+            state: Rc::clone(&state),
+            turns: (Instant::now(), 0),
+        });
         Self { life, net, state }
     }
 
@@ -74,6 +84,12 @@ impl Process {
         self.state.exit.borrow().clone()
     }
 
+    /// Whether it has ended by itself.
+    #[must_use]
+    pub fn has_exited(&self) -> bool {
+        self.is_gone() && self.state.exit.borrow().is_some()
+    }
+
     /// Stops it as a signal does, or lets it go on: time passes, and nothing of it runs.
     pub fn stop(&self, stopped: bool) {
         self.state.stopped.set(stopped);
@@ -92,6 +108,17 @@ struct Tasks {
     life: Arc<Life>,
     net: SimNet,
     state: Rc<State>,
+    /// Turns at this instant.
+    turns: (Instant, u32),
+}
+
+impl Tasks {
+    /// Whether it goes round in circles.
+    fn spins(&mut self) -> bool {
+        let now = Instant::now();
+        self.turns = (now, if self.turns.0 == now { self.turns.1 + 1 } else { 0 });
+        self.turns.1 > TURNS_MAX
+    }
 }
 
 impl Future for Tasks {
@@ -100,7 +127,9 @@ impl Future for Tasks {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         *this.state.waker.borrow_mut() = Some(cx.waker().clone());
-        if !this.life.is_dead() {
+        if this.spins() {
+            *this.state.exit.borrow_mut() = Some("it goes round in circles".to_owned());
+        } else if !this.life.is_dead() {
             if this.state.stopped.get() {
                 return Poll::Pending;
             }

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
-use tokio::time::{Instant, sleep};
-use voter_mesh::ids::Seat;
+use tokio::time::{Instant, sleep_until};
 
 use super::net::Death;
 use super::panics;
@@ -20,6 +19,15 @@ use super::world::World;
 /// How long servers may take to form a cluster in which one leads.
 const FORMING: Duration = Duration::from_secs(30);
 
+/// How long members may take, once one leads, until each of them votes and misses nothing.
+const WHOLE: Duration = Duration::from_secs(60);
+
+/// How long servers may take to come to the same index when nobody proposes anything.
+const EQUAL: Duration = Duration::from_secs(60);
+
+/// How long a server may take to say goodbye.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
 /// What is kept of a run besides its result.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Keep {
@@ -29,6 +37,8 @@ pub enum Keep {
     Hash,
     /// Its events, as lines.
     Log,
+    /// Nothing; its events are printed as they happen.
+    Printed,
 }
 
 /// What came of a run.
@@ -89,6 +99,7 @@ pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
                 let _ = hash.lock().unwrap_or_else(PoisonError::into_inner).write_fmt(line);
             })));
         }
+        Keep::Printed => sinks.push(Box::new(Lines(|line: std::fmt::Arguments<'_>| println!("{line}")))),
         Keep::Log => {
             let log = Arc::clone(&log);
             sinks.push(Box::new(Lines(move |line: std::fmt::Arguments<'_>| {
@@ -136,20 +147,38 @@ struct Stuck;
 async fn live(world: &Rc<World>) -> Result<(), Stuck> {
     let recorder = &world.recorder;
     recorder.record(What::Phase(Phase::Forming));
-    let leader = world.leader(FORMING).await.ok_or_else(|| stuck(world, "no leader formed"))?;
+    world.leader(FORMING).await.ok_or_else(|| stuck(world, "no leader formed"))?;
     recorder.record(What::Phase(Phase::Faults));
-    world.kill(leader.seat, Death::Killed).await;
-    sleep(Duration::from_secs(3)).await;
-    let second = world.leader(election_timeout() * 10).await;
-    if world.scenario.voters > 1 && second.is_none() {
-        return Err(stuck(world, "no second leader"));
-    }
-    for seat in (1..=world.scenario.voters).map(Seat) {
-        world.start(seat);
-    }
+    make_trouble(world).await;
+    world.heal().await;
     recorder.record(What::Phase(Phase::Healed));
     let healed = world.leader(election_timeout() * 10).await;
-    healed.map(drop).ok_or_else(|| stuck(world, "no leader within ten election timeouts"))
+    healed.ok_or_else(|| stuck(world, "no leader within ten election timeouts"))?;
+    let whole = world.whole(WHOLE).await;
+    whole.map_err(|missing| stuck(world, &format!("not whole: {missing}")))?;
+    recorder.record(What::Phase(Phase::Quiet));
+    let equal = world.equal(EQUAL).await;
+    equal.map_err(|missing| stuck(world, &format!("not equal: {missing}")))?;
+    recorder.record(What::Phase(Phase::Over));
+    for machine in world.machines() {
+        world.shut_down(machine.seat, SHUTDOWN, false).await;
+    }
+    Ok(())
+}
+
+/// Lets misfortunes happen, until it is time to heal.
+async fn make_trouble(world: &Rc<World>) {
+    let kinds: Vec<_> = world.scenario.kinds.iter().copied().collect();
+    let end = Instant::now() + world.scenario.faults;
+    loop {
+        let every = world.scenario.fault_every.as_millis() as u64;
+        let next = Instant::now() + Duration::from_millis(world.below(2 * every));
+        if next >= end || world.recorder.violated() {
+            return sleep_until(end.min(next)).await;
+        }
+        sleep_until(next).await;
+        world.trouble(kinds[world.below(kinds.len() as u64) as usize]);
+    }
 }
 
 fn stuck(world: &World, what: &str) -> Stuck {

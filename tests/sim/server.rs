@@ -126,19 +126,20 @@ impl Machine {
         Ok(running)
     }
 
-    /// Ends the server, wherever it is, and leaves the disk as this death leaves it. Does nothing where none runs.
-    pub async fn kill(&self, death: Death) {
-        let Some(running) = self.running.borrow_mut().take() else { return };
+    /// Ends the server, wherever it is, and leaves the disk as this death leaves it; whether there was one to end.
+    pub async fn kill(&self, death: Death) -> bool {
+        let Some(running) = self.running.borrow_mut().take().filter(|running| !running.process.has_exited()) else { return false };
         running.process.life.end();
         let state = running.stump.lock().unwrap_or_else(PoisonError::into_inner).take();
         let state = state.unwrap_or_else(|| self.disk().state());
-        running.process.kill(death).await;
         let state = match death {
             Death::Killed => state,
             Death::PowerLost => state.after_power_cut(&mut self.random.borrow_mut()),
         };
         // Whatever is left of the process has the old one.
         *self.disk.borrow_mut() = SimDisk::on(state);
+        running.process.kill(death).await;
+        true
     }
 
     /// The server will end at the disk's next deed but `deeds`: [`Machine::kill`] is to follow when it has.
@@ -154,8 +155,17 @@ impl Machine {
         })));
     }
 
-    /// Everything on the disk is gone. The machine must be off.
-    pub fn wipe(&self) {
-        *self.disk.borrow_mut() = SimDisk::new();
+    /// Nothing of [`Machine::die_at_deed`] is to come any more.
+    pub fn live_on(&self) {
+        self.disk().observe(None);
+    }
+
+    /// Everything on the disk is gone, unless a server runs on it; whether it is.
+    pub fn wipe(&self) -> bool {
+        let is_off = self.running().is_none();
+        if is_off {
+            *self.disk.borrow_mut() = SimDisk::new();
+        }
+        is_off
     }
 }

@@ -8,11 +8,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use cluster_server::{Phase as ServerPhase, ServerStatus};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 use voter_mesh::ids::{RaftId, Seat};
 use voter_mesh::mesh::codec::{MeshMessage, decode};
 
+use super::disk::Faults as DiskFaults;
+use super::fault::{Doing, FaultKind};
 use super::frames::hello;
 use super::net::{Death, SimNet, Tapped};
 use super::random::Random;
@@ -22,6 +24,12 @@ use super::server::Machine;
 
 /// How long a machine waits before it starts a server again that ended by itself.
 const RESTART_MS: u64 = 500;
+
+/// The reason that a server gives which ended because it was asked to.
+const STOPPED: &str = "stopped";
+
+/// A server that ends by itself sooner than this has not taken its directory.
+const REFUSED: Duration = Duration::from_secs(1);
 
 /// How long a server may take to say how it is.
 const STATUS_WAIT: Duration = Duration::from_secs(5);
@@ -39,12 +47,20 @@ pub struct World {
     pub recorder: Recorder,
     machines: RefCell<BTreeMap<Seat, Rc<Machine>>>,
     random: RefCell<Random>,
-    lives: Cell<u64>,
+    /// The number of the last process that was started.
+    pub lives: Rc<Cell<u64>>,
     faults: RefCell<BTreeMap<&'static str, u64>>,
     /// Machines that are to stay off, or whose servers may end by themselves.
     off: RefCell<BTreeSet<Seat>>,
     /// States of a disk from which a server was started.
     crash_states: Cell<u64>,
+    /// Seats that lost copies of what was acknowledged, and are not known to be whole again.
+    damaged: RefCell<BTreeSet<Seat>>,
+    /// Servers that may end by themselves, because something was done to their disks.
+    excused: RefCell<BTreeSet<Seat>>,
+    clients: RefCell<Vec<IpAddr>>,
+    /// Misfortunes under way.
+    doing: RefCell<Vec<AbortHandle>>,
     wrong: RefCell<Vec<String>>,
 }
 
@@ -67,10 +83,14 @@ impl World {
             recorder,
             machines: RefCell::default(),
             random: RefCell::new(random),
-            lives: Cell::new(0),
+            lives: Rc::default(),
             faults: RefCell::default(),
             off: RefCell::default(),
             crash_states: Cell::new(0),
+            damaged: RefCell::default(),
+            excused: RefCell::default(),
+            clients: RefCell::default(),
+            doing: RefCell::default(),
             wrong: RefCell::default(),
             scenario,
         });
@@ -102,6 +122,23 @@ impl World {
         let machine = Machine::new(seat, self.net.clone(), self.scenario.pace, self.random());
         self.machines.borrow_mut().insert(seat, Rc::clone(&machine));
         machine
+    }
+
+    /// Takes a machine away whose server was ended.
+    pub fn remove_machine(&self, seat: Seat) {
+        self.machines.borrow_mut().remove(&seat);
+        self.damaged.borrow_mut().remove(&seat);
+    }
+
+    /// Where clients are, for what happens between them and servers.
+    pub fn set_clients(&self, hosts: Vec<IpAddr>) {
+        *self.clients.borrow_mut() = hosts;
+    }
+
+    /// The hosts of clients.
+    #[must_use]
+    pub fn clients(&self) -> Vec<IpAddr> {
+        self.clients.borrow().clone()
     }
 
     /// The machine of a seat.
@@ -163,14 +200,25 @@ impl World {
         };
         self.crash_states.set(self.crash_states.get() + u64::from(machine.starts() > 1));
         self.recorder.record(What::Started { server: seat, life: machine.starts() });
-        let world = Rc::clone(self);
+        let (world, began, start) = (Rc::clone(self), Instant::now(), machine.starts());
         spawn_local(async move {
             running.process.gone().await;
             let Some(why) = running.process.exit() else { return };
-            world.recorder.record(What::Ended { server: seat, how: End::Itself(why) });
-            // The process is gone, its machine goes on.
-            machine.kill(Death::Killed).await;
+            let is_shutdown = why == STOPPED;
+            // An operator's answer to a damaged directory that is refused: let a new life take over.
+            let is_refused = began.elapsed() < REFUSED && world.damaged.borrow().contains(&seat);
+            if !is_shutdown && !world.excused.borrow().contains(&seat) && !world.damaged.borrow().contains(&seat) {
+                world.wrong(format!("seat {seat} ended by itself: {why}"));
+            }
+            world.recorder.record(What::Ended { server: seat, how: if is_shutdown { End::Shutdown } else { End::Itself(why) } });
             sleep(Duration::from_millis(RESTART_MS)).await;
+            if machine.starts() != start {
+                // Somebody else has started it meanwhile.
+                return;
+            }
+            if is_refused {
+                world.wipe(seat);
+            }
             if !world.off.borrow().contains(&seat) {
                 world.start(seat);
             }
@@ -181,13 +229,94 @@ impl World {
     pub async fn kill(&self, seat: Seat, death: Death) {
         let Some(machine) = self.machine(seat) else { return };
         self.off.borrow_mut().insert(seat);
-        if machine.running().is_some() {
-            let how = match death {
-                Death::Killed => End::Killed,
-                Death::PowerLost => End::PowerCut,
-            };
-            machine.kill(death).await;
+        if machine.kill(death).await {
+            let how = if death == Death::Killed { End::Killed } else { End::PowerCut };
             self.recorder.record(What::Ended { server: seat, how });
+        }
+    }
+
+    /// Asks a seat's server to shut down, and waits until it has. It stays down until [`World::start`].
+    pub async fn shut_down(&self, seat: Seat, deadline: Duration, hand_over: bool) {
+        let Some(machine) = self.machine(seat) else { return };
+        let Some(running) = machine.running() else { return };
+        self.off.borrow_mut().insert(seat);
+        let shut = async {
+            running.handle.shutdown(deadline, hand_over).await;
+            running.process.gone().await;
+        };
+        // One that stands still, or whose machine is slow, is killed in the end, as an operator would.
+        if timeout(deadline * 2, shut).await.is_err() {
+            self.kill(seat, Death::Killed).await;
+        }
+    }
+
+    /// Loses all that a dead server had on its disk.
+    pub fn wipe(&self, seat: Seat) {
+        if self.machine(seat).is_some_and(|machine| machine.wipe()) {
+            self.recorder.record(What::Wiped { server: seat });
+        }
+    }
+
+    /// Something was done to a seat's disk for which its server may end.
+    pub fn excuse(&self, seat: Seat) {
+        self.excused.borrow_mut().insert(seat);
+    }
+
+    /// Whether a copy of what was acknowledged may be lost at this seat; if so, it is taken for lost.
+    pub async fn may_damage(&self, seat: Seat) -> bool {
+        self.look_for_damage().await;
+        let mut damaged = self.damaged.borrow_mut();
+        let most = usize::from(self.scenario.voters - 1) / 2;
+        seat.0 <= self.scenario.voters && (damaged.contains(&seat) || damaged.len() < most) && {
+            damaged.insert(seat);
+            true
+        }
+    }
+
+    /// Forgets damage that is repaired: everybody is whole, has applied what the leader has, and knows of no other voters than it does. A change of
+    /// voters that one of them has not heard of still needs the old ones.
+    async fn look_for_damage(&self) {
+        if self.damaged.borrow().is_empty() {
+            return;
+        }
+        let statuses = self.statuses(false).await;
+        let (Ok(leader), mut members) = (whole(&statuses), statuses.iter()) else { return };
+        if members.all(|status| status.applied >= leader.applied && status.configuration == leader.configuration) {
+            self.damaged.borrow_mut().clear();
+        }
+    }
+
+    /// Does something to the world, for as long as it lasts.
+    pub fn trouble(self: &Rc<Self>, kind: FaultKind) {
+        let doing = Doing::new(Rc::clone(self), kind);
+        let task = spawn_local(async move {
+            let _ = doing.run().await;
+        });
+        let mut tasks = self.doing.borrow_mut();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task.abort_handle());
+    }
+
+    /// Ends all misfortune: every link and disk is good, every clock runs, every server of the cluster is up.
+    pub async fn heal(self: &Rc<Self>) {
+        self.off.borrow_mut().clear();
+        self.doing.borrow_mut().drain(..).for_each(|task| task.abort());
+        // What was aborted is gone when others had their turn.
+        tokio::task::yield_now().await;
+        self.net.heal();
+        for machine in self.machines() {
+            machine.clock.borrow_mut().set_rate_ppm(1_000_000);
+            machine.pace.set(self.scenario.pace);
+            machine.disk().set_faults(DiskFaults::default(), 0);
+            machine.live_on();
+            match machine.running() {
+                Some(running) => running.process.stop(false),
+                None => {
+                    // It may lie where a deed of its disk has left it.
+                    machine.kill(Death::Killed).await;
+                    self.start(machine.seat);
+                }
+            }
         }
     }
 
@@ -223,6 +352,63 @@ impl World {
             sleep(LOOK).await;
         }
     }
+}
+
+impl World {
+    /// Waits until every seat of the configuration is what it should be: its present life votes, misses nothing, and hears the leader.
+    ///
+    /// # Errors
+    /// What is missing at the end of `within`.
+    pub async fn whole(&self, within: Duration) -> Result<(), String> {
+        self.until(within, || async { whole(&self.statuses(false).await).map(drop) }).await
+    }
+
+    /// Waits until all members have applied the same log, and asks for the hashes of what they made of it.
+    ///
+    /// # Errors
+    /// What differs at the end of `within`.
+    pub async fn equal(&self, within: Duration) -> Result<(), String> {
+        self.until(within, || async {
+            let statuses = self.statuses(true).await;
+            let members = statuses.iter().find(|status| status.phase == ServerPhase::Leading);
+            let Some(members) = members.map(|leader| leader.configuration.seats.clone()) else { return Err("nobody leads".into()) };
+            let said = statuses.iter().filter(|status| members.contains_key(&status.seat));
+            let applied: BTreeSet<_> =
+                said.map(|status| (status.applied, status.state_hash.clone(), status.sessions_hash.clone())).collect();
+            if applied.len() == 1 { Ok(()) } else { Err(format!("{applied:?}")) }
+        })
+        .await
+    }
+
+    async fn until<F: Future<Output = Result<(), String>>>(&self, within: Duration, look: impl Fn() -> F) -> Result<(), String> {
+        let end = Instant::now() + within;
+        loop {
+            let result = look().await;
+            if result.is_ok() || Instant::now() >= end {
+                return result;
+            }
+            sleep(LOOK * 3).await;
+        }
+    }
+}
+
+/// Whether every seat of the configuration is what it should be; who leads, or what is missing.
+fn whole(statuses: &[ServerStatus]) -> Result<&ServerStatus, String> {
+    let leading = statuses.iter().filter(|status| status.phase == ServerPhase::Leading);
+    let leader = leading.max_by_key(|status| status.term).ok_or("nobody leads")?;
+    if !leader.configuration.outgoing.is_empty() {
+        return Err("the configuration is joint".into());
+    }
+    for (seat, record) in &leader.configuration.seats {
+        let status = statuses.iter().find(|status| status.seat == *seat);
+        let status = status.ok_or_else(|| format!("seat {seat} does not answer"))?;
+        let is_member = record.incoming.is_none() && record.member.as_ref().map(|member| member.id) == status.id;
+        let is_at_work = matches!(status.phase, ServerPhase::Following | ServerPhase::Leading) && status.term == leader.term;
+        if !is_member || !is_at_work || status.suspect || !status.damage.is_empty() {
+            return Err(format!("seat {seat}: {record:?} and {status:?}"));
+        }
+    }
+    Ok(leader)
 }
 
 /// Writes down every message between members.

@@ -40,8 +40,9 @@ pub(super) struct AdminAsk {
 }
 
 impl AdminAsk {
+    /// One that is under way is not asked again: its end, or its deadline, is what comes.
     pub(super) fn next_timeout(&self) -> Time {
-        self.ask_at.min(self.deadline)
+        if self.started { self.deadline } else { self.ask_at.min(self.deadline) }
     }
 
     pub(super) fn ask_again(&mut self, now: Time) {
@@ -134,5 +135,23 @@ fn answer(waiter: AdminWaiter, result: Result<(), AdminFailure>, links: &BTreeMa
             }
         }
         AdminWaiter::Newcomer => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_is_under_way_wakes_nobody_before_its_deadline() {
+        let now = Time::default();
+        let request = AdminRequest::Promote { seat: Seat(2) };
+        let deadline = now.plus_ms(30_000);
+        let mut ask = AdminAsk { request, waiter: AdminWaiter::Newcomer, nonce: 1, deadline, ask_at: now, started: false };
+        assert_eq!(ask.next_timeout(), now);
+        ask.started = true;
+        assert_eq!(ask.next_timeout(), deadline);
+        ask.ask_again(now.plus_ms(5));
+        assert_eq!(ask.next_timeout(), now.plus_ms(5));
     }
 }
