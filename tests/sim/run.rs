@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::task::LocalSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::clients::{Fleet, Plan};
 use super::net::Death;
 use super::panics;
 use super::record::{Lines, Phase, Recorder, Report, Sink, Violation, What};
@@ -21,6 +22,12 @@ const FORMING: Duration = Duration::from_secs(30);
 
 /// How long members may take, once one leads, until each of them votes and misses nothing.
 const WHOLE: Duration = Duration::from_secs(60);
+
+/// How long the healed system goes on.
+const HEALED: Duration = Duration::from_secs(10);
+
+/// How long clients may take to have everything answered, and to end.
+const SETTLING: Duration = Duration::from_secs(60);
 
 /// How long servers may take to come to the same index when nobody proposes anything.
 const EQUAL: Duration = Duration::from_secs(60);
@@ -145,21 +152,32 @@ pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
 struct Stuck;
 
 async fn live(world: &Rc<World>) -> Result<(), Stuck> {
-    let recorder = &world.recorder;
-    recorder.record(What::Phase(Phase::Forming));
+    let enter = |phase| world.recorder.record(What::Phase(phase));
+    enter(Phase::Forming);
     world.leader(FORMING).await.ok_or_else(|| stuck(world, "no leader formed"))?;
-    recorder.record(What::Phase(Phase::Faults));
+    enter(Phase::Faults);
+    let plan = Plan::drawn(&mut world.random(), world.scenario.clients_percent);
+    let mut fleet = Fleet::start(world, plan);
+    world.set_clients(fleet.hosts());
     make_trouble(world).await;
     world.heal().await;
-    recorder.record(What::Phase(Phase::Healed));
+    enter(Phase::Healed);
+    fleet.enter(Phase::Healed);
     let healed = world.leader(election_timeout() * 10).await;
     healed.ok_or_else(|| stuck(world, "no leader within ten election timeouts"))?;
     let whole = world.whole(WHOLE).await;
     whole.map_err(|missing| stuck(world, &format!("not whole: {missing}")))?;
-    recorder.record(What::Phase(Phase::Quiet));
+    sleep(HEALED).await;
+    enter(Phase::Quiet);
+    fleet.enter(Phase::Quiet);
+    let settled = timeout(SETTLING, fleet.settled()).await;
+    settled.map_err(|_| stuck(world, &format!("clients have not settled: {:?}", fleet.unsettled())))?;
     let equal = world.equal(EQUAL).await;
     equal.map_err(|missing| stuck(world, &format!("not equal: {missing}")))?;
-    recorder.record(What::Phase(Phase::Over));
+    enter(Phase::Over);
+    fleet.enter(Phase::Over);
+    let gone = timeout(SETTLING, fleet.gone()).await;
+    gone.map_err(|_| stuck(world, "clients do not end"))?;
     for machine in world.machines() {
         world.shut_down(machine.seat, SHUTDOWN, false).await;
     }

@@ -4,8 +4,9 @@ use std::process::Command;
 
 fn trace_hash(seed: u64) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_sim")).args(["--trace-hash", "--seed", &seed.to_string()]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    String::from_utf8(output.stdout).unwrap()
+    let hash = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(hash.trim().len(), 16, "{hash}");
+    hash
 }
 
 #[test]
