@@ -73,7 +73,7 @@ impl Plan {
         let mut some = |most: u64| if random.below(3) == 0 { 0 } else { 1 + random.below(most) as u32 };
         let (twins, learners, duplicates, slow, noise) = (some(2), some(3), some(2), some(2), some(2));
         let crowd = if random.below(4) == 0 { 8 + random.below(24) as u32 } else { 0 };
-        let least = [5, 50, 200][random.below(3) as usize];
+        let least = [20, 80, 300][random.below(3) as usize];
         Self {
             workers: ((4 + random.below(9) as u32) * percent / 100).max(1),
             crashing_percent: [0, 20, 60][random.below(3) as usize],

@@ -3,14 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::Shared;
 use super::host::ClientHost;
-use crate::sim::disk::SimDisk;
+use crate::sim::disk::{Deed, DiskState, SimDisk};
 use crate::sim::net::{Death, Life};
 use crate::sim::process::Process;
 use crate::sim::random::Random;
@@ -19,8 +19,15 @@ use crate::sim::record::{ClientId, LearnerId, Phase, What};
 /// How long a process that will crash lives at least and at most.
 const UP_MS: (u64, u64) = (500, 20_000);
 
-/// How long it is down.
-const DOWN_MS: (u64, u64) = (10, 8_000);
+/// How long it is down: most often so short that its session lives.
+const DOWN_MS: [(u64, u64); 4] = [(10, 500), (10, 4_000), (10, 8_000), (8_000, 30_000)];
+
+/// Deeds of its disk after which a crash may strike, and how long it waits for them.
+const DEEDS_MAX: u64 = 6;
+const DEEDS_MS_MAX: u64 = 400;
+
+/// What a disk held when its process died of one of its deeds.
+type Stump = Arc<Mutex<Option<DiskState>>>;
 
 pub(super) struct Machine {
     pub(super) id: ClientId,
@@ -94,17 +101,34 @@ impl Machine {
         life
     }
 
-    /// Ends a process as a crash does, and waits for as long as the machine is down.
+    /// Ends a process as a crash does, often in the middle of what its disk does, and waits for as long as the machine is down.
     pub(super) async fn crash(&self, process: &Process) {
         let death = if self.below(2) == 0 { Death::Killed } else { Death::PowerLost };
+        let stump = Stump::default();
+        if self.below(2) == 0 {
+            self.die_at_deed(process, &stump);
+            self.sleep_ms((0, DEEDS_MS_MAX)).await;
+        }
+        let state = stump.lock().unwrap_or_else(PoisonError::into_inner).take();
         process.kill(death).await;
         self.shared.fault(if death == Death::Killed { "client_killed" } else { "client_power_lost" }, self.id);
-        if death == Death::PowerLost {
-            let state = self.disk.borrow().state();
-            *self.disk.borrow_mut() = SimDisk::on(state.after_power_cut(&mut self.random()));
-        }
-        self.sleep_ms(DOWN_MS).await;
+        let state = state.unwrap_or_else(|| self.disk.borrow().state());
+        let state = if death == Death::Killed { state } else { state.after_power_cut(&mut self.random()) };
+        *self.disk.borrow_mut() = SimDisk::on(state);
+        self.sleep_ms(self.one_of(&DOWN_MS)).await;
         self.shared.world.net.power_on(self.host);
+    }
+
+    /// From one of the disk's next deeds on, nothing of the process reaches anybody; what its disk holds then is kept.
+    fn die_at_deed(&self, process: &Process, stump: &Stump) {
+        let (life, stump, mut left) = (Arc::clone(&process.life), Arc::clone(stump), self.below(DEEDS_MAX));
+        self.disk.borrow().observe(Some(Box::new(move |state: &DiskState, _: Deed| {
+            if left == 0 && !life.is_dead() {
+                life.end();
+                *stump.lock().unwrap_or_else(PoisonError::into_inner) = Some(state.clone());
+            }
+            left = left.saturating_sub(1);
+        })));
     }
 
     /// Stops a process for a while.
