@@ -7,10 +7,15 @@
 //! Nothing that a core says may go unread: what is still under way at the end of a script fails it.
 #![allow(clippy::unwrap_used)]
 
+mod client;
 mod consensus;
+mod ledger;
+mod room;
+mod sessions;
 mod words;
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use words::Words;
@@ -65,9 +70,14 @@ fn play_all(core: &str, runner: impl Fn() -> Box<dyn Runner>) {
     for path in scripts().into_iter().filter(|path| is_for(path, core)) {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let script = fs::read_to_string(&path).unwrap();
-        let mut core = runner();
-        let text = play(&name, &script, core.as_mut());
-        let unread = core.unread();
+        let played = catch_unwind(AssertUnwindSafe(|| {
+            let mut core = runner();
+            (play(&name, &script, core.as_mut()), core.unread())
+        }));
+        let Ok((text, unread)) = played else {
+            wrong.push(format!("{name} ends early; what it was at is said above"));
+            continue;
+        };
         if !unread.is_empty() {
             wrong.push(format!("{name} leaves this unread:\n  {}", unread.join("\n  ")));
         }
@@ -92,8 +102,23 @@ fn consensus_goes_as_written() {
 }
 
 #[test]
+fn sessions_go_as_written() {
+    play_all("sessions", || Box::new(sessions::World::default()));
+}
+
+#[test]
+fn rooms_and_feeds_go_as_written() {
+    play_all("room", || Box::new(room::World::default()));
+}
+
+#[test]
+fn clients_go_as_written() {
+    play_all("client", || Box::new(client::World::default()));
+}
+
+#[test]
 fn every_script_is_for_a_core() {
     for path in scripts() {
-        assert!(is_for(&path, "consensus"), "{path:?} is played by nobody");
+        assert!(["consensus", "sessions", "room", "client"].iter().any(|core| is_for(&path, core)), "{path:?} is played by nobody");
     }
 }

@@ -32,6 +32,15 @@ impl<'a> Words<'a> {
         word.parse().unwrap_or_else(|_| self.wrong(&format!("something other than {word}")))
     }
 
+    /// The next word as a payload: as it stands, or `x*1000` for so many.
+    pub(crate) fn payload(&mut self) -> Vec<u8> {
+        let word = self.word();
+        match word.split_once('*').map(|(what, times)| (what, times.parse())) {
+            Some((what, Ok(times))) => what.repeat(times).into_bytes(),
+            _ => word.as_bytes().to_vec(),
+        }
+    }
+
     /// Takes the next word if it is this one.
     pub(crate) fn is(&mut self, word: &str) -> bool {
         let is = self.words.get(self.at) == Some(&word);

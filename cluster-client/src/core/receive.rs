@@ -1,7 +1,7 @@
 //! What a server's frames mean: admission, feed, outcomes, refusals. Anything out of place costs the link, never the state.
 
 use relay::wire::{Admit, Code, FeedMode, ServerFrame, Start};
-use voter_mesh::ids::{Identity, LogIndex, RoomId, Time};
+use voter_mesh::ids::{Chain, Identity, LogIndex, RoomId, Time};
 use voter_mesh::run::chain_zero;
 
 use super::collecting::Collecting;
@@ -12,6 +12,8 @@ use crate::status::{CloseReason, LinkError};
 
 /// A refused question about the session is asked again within this time, beyond what the server says.
 const SESSION_RETRY_MS: u64 = 100;
+
+const ELSEWHERE: LinkError = LinkError::Malformed("the feed begins elsewhere");
 
 impl<W: Waiters> Core<W> {
     pub(super) fn take_frame(&mut self, id: LinkId, frame: ServerFrame, now: Time) -> Result<(), LinkError> {
@@ -129,19 +131,26 @@ impl<W: Waiters> Core<W> {
 
     fn admit(&mut self, id: LinkId, admit: Admit, now: Time) -> Result<(), LinkError> {
         let identity = Identity { cluster: admit.cluster, epoch: admit.epoch, room: RoomId(0) };
-        if let Some(known) = self.identity.filter(|known| *known != identity) {
+        let other = self.identity.filter(|known| *known != identity);
+        if let Some(known) = other {
             if known.cluster != identity.cluster {
                 return Err(LinkError::Refused(Code::Cluster));
             }
             if identity.epoch < known.epoch {
                 return Err(LinkError::Refused(Code::Epoch));
             }
-            self.reset(id);
         }
         if self.options.machine.as_ref().is_some_and(|machine| *machine != admit.state_machine) {
             return Err(LinkError::Refused(Code::StateMachine));
         }
         let mode = self.links.get(&id).map(|link| link.mode);
+        // Whoever breaks the protocol is believed nothing else either: no epoch that voids the state, and no cluster to stay with.
+        if mode == Some(FeedMode::Full) && !continues(admit.start, self.position.filter(|_| other.is_none())) {
+            return Err(ELSEWHERE);
+        }
+        if other.is_some() {
+            self.reset(id);
+        }
         // The first link was found while this one, which was to be it, was slow.
         if mode != Some(FeedMode::Standby) && self.first.is_some() {
             return Err(LinkError::Overtaken);
@@ -178,18 +187,25 @@ impl<W: Waiters> Core<W> {
             (Start::Snapshot(_), Some(collecting)) => collecting.rejoin(),
             (Start::Snapshot(_), None) => {}
         }
-        match (start, self.position) {
-            (Start::Tail(next), Some((applied, _))) if next == applied.next() => {}
-            (Start::Snapshot(at), Some((applied, _))) if at > applied => {}
-            (Start::Tail(LogIndex::FIRST), None) => {
-                let (index, chain) = (LogIndex::ZERO, chain_zero(&identity));
-                self.position = Some((index, chain));
-                self.events.push_back(Event::Begin { index, chain });
-            }
-            (Start::Snapshot(_), None) => {}
-            _ => return Err(LinkError::Malformed("the feed begins elsewhere")),
+        if !continues(start, self.position) {
+            return Err(ELSEWHERE);
+        }
+        if (start, self.position) == (Start::Tail(LogIndex::FIRST), None) {
+            let (index, chain) = (LogIndex::ZERO, chain_zero(&identity));
+            self.position = Some((index, chain));
+            self.events.push_back(Event::Begin { index, chain });
         }
         Ok(())
+    }
+}
+
+/// Whether a feed that begins there goes on from where the learner stands.
+fn continues(start: Start, position: Option<(LogIndex, Chain)>) -> bool {
+    match (start, position) {
+        (Start::Tail(next), Some((applied, _))) => next == applied.next(),
+        (Start::Snapshot(at), Some((applied, _))) => at > applied,
+        (Start::Tail(next), None) => next == LogIndex::FIRST,
+        (Start::Snapshot(_), None) => true,
     }
 }
 
