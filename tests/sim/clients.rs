@@ -11,7 +11,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
 use voter_mesh::ids::{LogIndex, Seat};
 
@@ -96,10 +96,12 @@ struct Shared {
     /// Each server's listener for clients.
     servers: Vec<(Seat, SocketAddr)>,
     plan: Plan,
-    phase: watch::Receiver<Phase>,
+    /// Told by `Notify`, which wakes in order; a `watch` would draw who is first.
+    phase: Cell<Phase>,
+    phase_changed: Notify,
     /// Who has something open.
     unsettled: RefCell<BTreeSet<u32>>,
-    settled: watch::Sender<()>,
+    settled: Notify,
     /// The highest index that anybody was told to be committed.
     highest: Cell<LogIndex>,
 }
@@ -127,25 +129,25 @@ impl Shared {
     }
 
     fn is(&self, phase: Phase) -> bool {
-        *self.phase.borrow() >= phase
+        self.phase.get() >= phase
     }
 
     /// Waits for this phase or a later one.
     async fn reaches(&self, phase: Phase) {
-        // The fleet, which holds the sender, outlives its clients.
-        let _ = self.phase.clone().wait_for(|now| *now >= phase).await;
+        while !self.is(phase) {
+            self.phase_changed.notified().await;
+        }
     }
 
     fn settle(&self, client: ClientId) {
         self.unsettled.borrow_mut().remove(&client.0);
-        self.settled.send_replace(());
+        self.settled.notify_one();
     }
 }
 
 /// All clients of a run.
 pub struct Fleet {
     shared: Rc<Shared>,
-    phase: watch::Sender<Phase>,
     machines: Vec<Rc<Machine>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -160,17 +162,17 @@ impl Fleet {
     /// Starts the clients of `plan`, one auditor for each server among them. To be called inside a `LocalSet`.
     #[must_use]
     pub fn start(world: &Rc<World>, plan: Plan) -> Self {
-        let (phase, now) = watch::channel(Phase::Faults);
         let shared = Rc::new(Shared {
             world: Rc::clone(world),
             servers: world.machines().iter().map(|machine| (machine.seat, relay_address(machine.seat))).collect(),
             plan: plan.clone(),
-            phase: now,
+            phase: Cell::new(Phase::Faults),
+            phase_changed: Notify::new(),
             unsettled: RefCell::default(),
-            settled: watch::channel(()).0,
+            settled: Notify::new(),
             highest: Cell::default(),
         });
-        let mut fleet = Self { shared, phase, machines: Vec::new(), tasks: Vec::new() };
+        let mut fleet = Self { shared, machines: Vec::new(), tasks: Vec::new() };
         let mut random = world.random();
         for server in 0..fleet.shared.servers.len() {
             fleet.add(&mut random, false, move |machine| auditor::main(machine, server));
@@ -251,15 +253,14 @@ impl Fleet {
 
     /// The run has come to this phase.
     pub fn enter(&self, phase: Phase) {
-        self.phase.send_replace(phase);
+        self.shared.phase.set(phase);
+        self.shared.phase_changed.notify_waiters();
     }
 
     /// Waits until everyone has settled, in or after [`Phase::Quiet`]: every call is answered, every learner is where the others are.
     pub async fn settled(&self) {
-        let mut settled = self.shared.settled.subscribe();
         while !self.shared.unsettled.borrow().is_empty() {
-            // Its sender is ours.
-            let _ = settled.changed().await;
+            self.shared.settled.notified().await;
         }
     }
 

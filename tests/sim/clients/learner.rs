@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use cluster_client::{ClusterClient, CommittedStream, LogIndex, Raw, Status, StreamError};
 use futures_util::StreamExt;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::machine::Machine;
 use crate::sim::record::{LearnerId, Phase, What};
 
 /// Commands that come after this much silence are taken for the last ones, once nobody calls any more.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// Between two streams that begin anew somewhere in the past.
+const AGAIN_MS: (u64, u64) = (2_000, 30_000);
 
 struct Following {
     stream: CommittedStream,
@@ -37,6 +40,7 @@ pub(super) async fn main(machine: Rc<Machine>) {
     };
     let pause_ms = machine.one_of(&[0, 0, 1, 20, 300]);
     let mut following = Following::begin(&machine, &client, LogIndex(1 + machine.below(2) * machine.below(200)));
+    let mut again_at = Instant::now() + Duration::from_millis(machine.between(AGAIN_MS));
     loop {
         let item = timeout(SILENCE, following.stream.next()).await;
         match item {
@@ -48,7 +52,8 @@ pub(super) async fn main(machine: Rc<Machine>) {
                 if pause_ms > 0 && !shared.is(Phase::Quiet) {
                     machine.sleep_ms((0, 2 * pause_ms)).await;
                 }
-                if machine.below(500) == 0 {
+                if Instant::now() >= again_at {
+                    again_at += Duration::from_millis(machine.between(AGAIN_MS));
                     following = Following::begin(&machine, &client, LogIndex(1 + machine.below(following.next.0)));
                 }
             }
