@@ -1,6 +1,7 @@
 //! The seeded bugs of the product (`voter_mesh::mutants`), and the hunt for them: each is turned on alone, and seeds are run until a
 //! checker finds it. What the simulator cannot find here, it would not find in the product either.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -101,11 +102,11 @@ fn choose(mutant: Option<Mutant>) {
 #[cfg(not(mutants))]
 fn choose(_: Option<Mutant>) {}
 
-/// Turns a mutant on and runs seeds, from 1 on and at most so many, on so many threads, until `run` says that one of them is bad. The
-/// lowest bad seed that was found counts.
-pub fn hunt(mutant: Mutant, seeds_max: u64, threads: usize, run: impl Fn(u64) -> Option<(String, String)> + Sync) -> Hunt {
+/// Turns a mutant on and runs these seeds, ascending, on so many threads, until `run` says that one of them is bad. The lowest bad seed
+/// that was found counts.
+pub fn hunt(mutant: Mutant, seeds: Range<u64>, threads: usize, run: impl Fn(u64) -> Option<(String, String)> + Sync) -> Hunt {
     let began = Instant::now();
-    let (next, end, ran) = (AtomicU64::new(1), AtomicU64::new(seeds_max), AtomicU64::new(0));
+    let (next, end, ran) = (AtomicU64::new(seeds.start), AtomicU64::new(seeds.end), AtomicU64::new(0));
     let kill = Mutex::new(None::<Kill>);
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -113,7 +114,7 @@ pub fn hunt(mutant: Mutant, seeds_max: u64, threads: usize, run: impl Fn(u64) ->
                 choose(Some(mutant));
                 loop {
                     let seed = next.fetch_add(1, Ordering::SeqCst);
-                    if seed > end.load(Ordering::SeqCst) {
+                    if seed >= end.load(Ordering::SeqCst) {
                         break;
                     }
                     let bad = run(seed);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tests::sim::fault::FaultKind;
+use tests::sim::mutants::{self, Hunt, Kill};
 use tests::sim::run::{Keep, Outcome, run};
 use tests::sim::scenario::Scenario;
 
@@ -53,6 +54,12 @@ struct Options {
     /// So many hundredths of the usual number of clients.
     #[arg(long)]
     clients_percent: Option<u32>,
+    /// Hunt the seeded bugs instead: each alone, on up to `--seeds` seeds. Needs a build with RUSTFLAGS='--cfg mutants'.
+    #[arg(long, conflicts_with = "seed")]
+    mutants: bool,
+    /// Of the seeded bugs, only those whose names contain one of these.
+    #[arg(long, value_delimiter = ',', requires = "mutants")]
+    only: Vec<String>,
     /// Where logs of failing runs go.
     #[arg(long, default_value = "target/sim")]
     out: PathBuf,
@@ -132,6 +139,7 @@ impl Total {
 fn main() -> ExitCode {
     let options = Options::parse();
     match options.seed {
+        None if options.mutants => hunt_all(&options),
         Some(seed) if options.shrink => shrink(&options, seed),
         Some(seed) => one(&options, seed),
         None => many(&options),
@@ -208,6 +216,55 @@ fn many(options: &Options) -> ExitCode {
     let total = total.into_inner().expect("no thread panics with it");
     total.print(began, options.json);
     ExitCode::from(u8::from(!total.failed.is_empty()))
+}
+
+/// Hunts the seeded bugs, one after the other.
+fn hunt_all(options: &Options) -> ExitCode {
+    if !mutants::HERE {
+        eprintln!(
+            "this build has no mutants: RUSTFLAGS='--cfg mutants' cargo run --release --target-dir target/mutants -p tests --bin sim -- --mutants"
+        );
+        return ExitCode::from(2);
+    }
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.contains(part.as_str()));
+    let (mut hunted, mut survivors) = (0, Vec::new());
+    for mutant in mutants::MUTANTS.into_iter().filter(|mutant| wanted(mutant.name)) {
+        let verdict = |seed| {
+            let outcome = run(options.scenario(seed), Keep::Nothing);
+            let first = outcome.report.violations.first().map(|violation| (violation.checker.to_owned(), violation.text.clone()));
+            first.or_else(|| outcome.stuck.then(|| ("world".to_owned(), "it does not come to rest".to_owned())))
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let Hunt { kill, seeds, wall, .. } = mutants::hunt(mutant, options.start..options.start + options.seeds, threads, verdict);
+        hunted += 1;
+        match kill {
+            Some(Kill { seed, checker, text }) => {
+                let text: String = text.chars().take(160).collect();
+                say_of(
+                    options,
+                    &format!(
+                        "killed    {} by {checker} at seed {seed}, {seeds} seeds, {:.1} s: {text}",
+                        mutant.name,
+                        wall.as_secs_f64()
+                    ),
+                );
+            }
+            None => {
+                say_of(
+                    options,
+                    &format!("SURVIVES  {} ({}), {seeds} seeds, {:.1} s", mutant.name, mutant.story, wall.as_secs_f64()),
+                );
+                survivors.push(mutant.name);
+            }
+        }
+    }
+    println!("{}", serde_json::json!({"mutants": hunted, "killed": hunted - survivors.len(), "survivors": survivors}));
+    ExitCode::from(u8::from(!survivors.is_empty()))
+}
+
+/// A line for people: on standard output, or beside it where that is for programs.
+fn say_of(options: &Options, line: &str) {
+    if options.json { eprintln!("{line}") } else { println!("{line}") }
 }
 
 /// Runs a failing seed again, and saves its events.
