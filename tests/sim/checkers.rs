@@ -42,8 +42,6 @@ const KEPT_MAX: usize = 3;
 /// What the checkers must know of the run.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckerOptions {
-    /// Servers from which a feed and a status are expected once all is healed.
-    pub servers: usize,
     /// The longest election timeout that a server draws. After healing a leader must be known within ten of them.
     pub election_timeout_ms: u64,
     /// Limits of the session table, as the servers have them.
@@ -61,7 +59,6 @@ pub struct CheckerOptions {
 impl Default for CheckerOptions {
     fn default() -> Self {
         Self {
-            servers: 3,
             election_timeout_ms: 2_000,
             sessions: SessionLimits::default(),
             clients_max: 10_000,

@@ -10,11 +10,14 @@ use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::checkers::{CheckerOptions, Checkers};
 use super::clients::{Fleet, Plan};
+use super::found;
 use super::net::Death;
 use super::panics;
 use super::record::{Lines, Phase, Recorder, Report, Sink, Violation, What};
 use super::scenario::{Scenario, election_timeout};
+use super::server::DATA;
 use super::world::World;
 
 /// How long servers may take to form a cluster in which one leads.
@@ -97,7 +100,8 @@ pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
     let seed = scenario.seed;
     let hash = Arc::new(Mutex::new(Hash(0xCBF2_9CE4_8422_2325)));
     let log = Arc::new(Mutex::new(String::new()));
-    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    let checked = CheckerOptions { election_timeout_ms: election_timeout().as_millis() as u64, ..CheckerOptions::default() };
+    let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Checkers::new(checked))];
     match keep {
         Keep::Nothing => {}
         Keep::Hash => {
@@ -124,6 +128,10 @@ pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
         let stuck = live(&world).await.is_err();
         for machine in world.machines() {
             world.kill(machine.seat, Death::Killed).await;
+            match found::read(&machine.disk(), DATA, machine.seat) {
+                Ok(found) => found.into_iter().for_each(|found| recorder.record(What::Disk(found))),
+                Err(error) => world.wrong(format!("the disk of server {} does not do for a start: {error}", machine.seat)),
+            }
         }
         let mut report = recorder.finish();
         let at_us = began.elapsed().as_micros() as u64;

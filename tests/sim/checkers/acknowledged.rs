@@ -6,8 +6,10 @@
 //! It cannot see whether an acknowledged run was on a quorum of disks at the moment of the answer; but whoever answers earlier loses it in
 //! the next power cut, and that is seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use cluster_server::Phase as ServerPhase;
+use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{LogIndex, RunIndex, Seat, Term};
 use voter_mesh::run::Run;
 
@@ -17,19 +19,29 @@ use crate::sim::record::{CallId, DiskFound, Event, Phase, Report, Returned, What
 
 #[derive(Debug)]
 pub(super) struct Acknowledged {
-    options: CheckerOptions,
+    /// Whether disks are seen.
+    inside: bool,
     highest: LogIndex,
     waiting: Waiting<(CallId, Term)>,
     quiet: bool,
     /// What each server had applied when it was last asked.
     applied: BTreeMap<Seat, LogIndex>,
+    /// Who belongs to the cluster, as its leader last said.
+    configuration: Configuration,
     disks: Vec<DiskFound>,
 }
 
 impl Acknowledged {
     pub(super) fn new(options: &CheckerOptions) -> Self {
-        let (highest, waiting, applied) = (LogIndex::ZERO, Waiting::default(), BTreeMap::new());
-        Self { options: *options, highest, waiting, quiet: false, applied, disks: Vec::new() }
+        Self {
+            inside: options.inside,
+            highest: LogIndex::ZERO,
+            waiting: Waiting::default(),
+            quiet: false,
+            applied: BTreeMap::new(),
+            configuration: Configuration::default(),
+            disks: Vec::new(),
+        }
     }
 
     fn settle(&mut self, history: &History, wrong: &mut Wrong<'_>) {
@@ -65,7 +77,12 @@ impl Checker for Acknowledged {
                 self.settle(history, wrong);
             }
             What::Phase(phase) => self.quiet = *phase >= Phase::Quiet,
-            What::Status { server, status } if self.quiet => drop(self.applied.insert(*server, status.applied)),
+            What::Status { server, status } if self.quiet => {
+                self.applied.insert(*server, status.applied);
+                if status.phase == ServerPhase::Leading {
+                    self.configuration = status.configuration.clone();
+                }
+            }
             What::Disk(found) => self.disks.push(found.clone()),
             _ => {}
         }
@@ -80,13 +97,23 @@ impl Checker for Acknowledged {
             wrong.say(|| format!("call {} was acknowledged at {index} in term {term}; committed is {}", call.0, history.last()));
         }
         for (server, applied) in self.applied.iter().filter(|(_, applied)| **applied < self.highest) {
+            if !self.configuration.seats.contains_key(server) {
+                continue;
+            }
             wrong.say(|| format!("server {server} ends at {applied}, below the acknowledged {}", self.highest));
         }
-        if self.options.inside && history.last() >= self.highest {
+        let voters: BTreeSet<Seat> = self.configuration.voters().iter().map(|id| id.seat()).collect();
+        // Where nobody leads in the end, another checker says so.
+        if self.inside && !voters.is_empty() && history.last() >= self.highest {
             let end = history.runs().partition_point(|run| run.last() < self.highest);
             let needed = history.runs().get(end).map_or(RunIndex::FIRST, |run| run.run);
-            let holding: Vec<_> = self.disks.iter().map(|disk| (disk.server, holds_through(disk, history))).collect();
-            if holding.iter().filter(|(_, through)| *through >= needed).count() <= self.options.servers / 2 {
+            let holding: Vec<_> = self
+                .disks
+                .iter()
+                .filter(|disk| voters.contains(&disk.server))
+                .map(|disk| (disk.server, holds_through(disk, history)))
+                .collect();
+            if holding.iter().filter(|(_, through)| *through >= needed).count() <= voters.len() / 2 {
                 wrong.say(|| format!("run {needed} is acknowledged; the disks hold the history through {holding:?}"));
             }
         }

@@ -13,11 +13,11 @@ use cluster_server::{Phase as ServerPhase, ServerStatus};
 use voter_mesh::ids::{LogIndex, Seat};
 
 use super::{Checker, CheckerOptions, History, Wrong};
-use crate::sim::record::{CallId, Event, LearnerId, Operation, Phase, Report, Returned, What};
+use crate::sim::record::{CallId, End, Event, LearnerId, Operation, Phase, Report, Returned, What};
 
 #[derive(Debug)]
 pub(super) struct Liveness {
-    options: CheckerOptions,
+    leader_within_ms: u64,
     phase: Option<Phase>,
     healed_us: Option<u64>,
     /// When all servers first agreed on a leader after healing.
@@ -27,14 +27,14 @@ pub(super) struct Liveness {
     /// Calls since healing that have not returned.
     open: BTreeSet<CallId>,
     applied: u64,
-    /// Where learners stood when they were last asked since all went quiet.
+    /// Where learners stood when they were last asked when all was over.
     learners: BTreeMap<LearnerId, LogIndex>,
 }
 
 impl Liveness {
     pub(super) fn new(options: &CheckerOptions) -> Self {
         Self {
-            options: *options,
+            leader_within_ms: 10 * options.election_timeout_ms,
             phase: None,
             healed_us: None,
             agreed_us: None,
@@ -45,12 +45,18 @@ impl Liveness {
         }
     }
 
+    /// What the members of the cluster, by the word of whoever leads it, last said; nothing where nobody leads, or one said nothing.
+    fn members(&self) -> Option<Vec<&ServerStatus>> {
+        let leading =
+            self.statuses.values().filter(|status| status.phase == ServerPhase::Leading).max_by_key(|status| status.term)?;
+        let seats = leading.configuration.seats.iter().filter(|(_, seat)| seat.member.is_some());
+        seats.map(|(seat, _)| self.statuses.get(seat).map(|status| &**status)).collect()
+    }
+
     fn agreed(&self) -> bool {
-        let mut leaders = self.statuses.values().map(|status| status.leader);
-        let Some(Some(leader)) = leaders.next() else { return false };
-        self.statuses.len() == self.options.servers
-            && leaders.all(|other| other == Some(leader))
-            && self.statuses.values().any(|status| status.phase == ServerPhase::Leading && status.id == Some(leader))
+        let Some(members) = self.members() else { return false };
+        let leader = members.iter().find(|status| status.phase == ServerPhase::Leading).and_then(|status| status.id);
+        leader.is_some() && members.iter().all(|status| status.leader == leader)
     }
 }
 
@@ -74,12 +80,12 @@ impl Checker for Liveness {
                 if self.agreed_us.is_none() && self.agreed() {
                     self.agreed_us = Some(event.at_us);
                     let took_ms = (event.at_us - healed_us) / 1000;
-                    if took_ms > 10 * self.options.election_timeout_ms {
+                    if took_ms > self.leader_within_ms {
                         wrong.say(|| format!("it took {took_ms} ms from healing to a leader that all know"));
                     }
                 }
             }
-            What::Ended { server, how } if self.phase < Some(Phase::Over) => {
+            What::Ended { server, how: how @ End::Itself(_) } if self.phase < Some(Phase::Over) => {
                 wrong.say(|| format!("server {server} ended after healing: {how:?}"));
             }
             What::Called { operation: Operation::Send { .. }, .. } => {}
@@ -88,7 +94,7 @@ impl Checker for Liveness {
                 let applied = matches!(outcome, Returned::Applied { .. });
                 self.applied += u64::from(self.open.remove(call) && applied);
             }
-            What::Learnt { learner, index, .. } if self.phase >= Some(Phase::Quiet) => drop(self.learners.insert(*learner, *index)),
+            What::Learnt { learner, index, .. } if self.phase >= Some(Phase::Over) => drop(self.learners.insert(*learner, *index)),
             _ => {}
         }
     }
@@ -110,9 +116,10 @@ impl Checker for Liveness {
             wrong.say(|| format!("{} calls made after healing never returned, the first is {}", self.open.len(), call.0));
         }
         let same = |status: &ServerStatus| (status.applied, status.state_hash.clone(), status.sessions_hash.clone());
-        let mut ends = self.statuses.values().map(|status| same(status));
+        let members = self.members().unwrap_or_default();
+        let mut ends = members.iter().map(|status| same(status));
         let first = ends.next();
-        if self.statuses.len() != self.options.servers || ends.any(|end| Some(end) != first) {
+        if first.is_none() || ends.any(|end| Some(end) != first) {
             wrong.say(|| format!("the servers did not converge: {states:?}"));
         }
         let last = history.last();

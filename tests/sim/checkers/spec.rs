@@ -1,6 +1,8 @@
-//! One key's history: what was called on it, when, and what was answered. Only data; each algorithm knows by itself what a key does.
+//! One key's history: what was called on it, when, and what was answered. Only data; each algorithm knows by itself what a key does: it
+//! holds a value or none, and every value that it is given has a version above all that it had before.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use voter_mesh::ids::LogIndex;
 use voter_mesh::machine::kv::KvReply;
@@ -52,6 +54,8 @@ pub struct Operation {
     pub action: Action,
     /// The version that its value has where it is set, if anybody knows.
     pub version: Option<LogIndex>,
+    /// Where the log has it. A search may take operations in this order; it believes nothing but that every answer is explained.
+    pub place: Option<LogIndex>,
 }
 
 /// A history.
@@ -99,5 +103,18 @@ impl KeyHistory {
         }
         let versions = operations.iter().filter_map(|operation| operation.version).collect();
         Self { operations, versions }
+    }
+}
+
+/// One line for each operation: when it was called and returned, what it did and what it was told.
+impl fmt::Display for KeyHistory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Operation { called, returned, action, .. } in &self.operations {
+            match returned {
+                Some((returned, answer)) => write!(f, "\n  {called}..{returned} {action:?} -> {answer:?}")?,
+                None => write!(f, "\n  {called}.. {action:?}")?,
+            }
+        }
+        Ok(())
     }
 }

@@ -14,19 +14,19 @@ use voter_mesh::machine::kv::KvReply;
 
 use super::spec::{Action, Answer, Expected, Judgement, KeyHistory, Operation, ValueId};
 
-/// The key: absent, or a value; by whom it was set, if that one's version is not known.
+/// What the key holds: nothing, or a value; with its version, if that is known.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum State {
+enum Held {
     Absent,
     Versioned(ValueId, LogIndex),
     Unversioned(ValueId),
 }
 
+/// The key: what it holds, and the highest version that any value of it had. Versions only rise.
+type State = (Held, LogIndex);
+
 /// One possible world: the state, and those under way that have had their moment.
 type World = (State, BTreeSet<usize>);
-
-/// What an operation may do: the key after it, and which answers go with that.
-type Branch<'a> = (State, Box<dyn Fn(Answer) -> bool + 'a>);
 
 /// Walks through a history; gives up when more than so many worlds are possible.
 #[must_use]
@@ -38,7 +38,7 @@ pub fn judge(history: &KeyHistory, worlds_max: usize) -> Judgement {
     }
     moments.sort_unstable();
     let mut under_way = BTreeSet::new();
-    let mut worlds: BTreeSet<World> = BTreeSet::from([(State::Absent, BTreeSet::new())]);
+    let mut worlds: BTreeSet<World> = BTreeSet::from([((Held::Absent, LogIndex::ZERO), BTreeSet::new())]);
     for (_, returns, at) in moments {
         if !returns {
             under_way.insert(at);
@@ -89,49 +89,71 @@ fn reach(
 
 /// What the key may be after the operation's moment, with the answer that it gave; nothing if it cannot have given it.
 fn happen(state: State, operation: &Operation, history: &KeyHistory) -> Vec<State> {
-    // Which versions the key may have now.
-    let may_be = |version: LogIndex| match state {
-        State::Absent => false,
-        State::Versioned(_, known) => known == version,
-        State::Unversioned(_) => !history.versions.contains(&version),
-    };
-    let holds = |value: ValueId| matches!(state, State::Versioned(present, _) | State::Unversioned(present) if present == value);
-    let set = |value| operation.version.map_or(State::Unversioned(value), |version| State::Versioned(value, version));
-    let branches: Vec<Branch<'_>> = match operation.action {
-        Action::Read => {
-            let shows = move |answer| match answer {
-                Answer::Value(None) => state == State::Absent,
-                Answer::Value(Some((value, version))) => holds(value) && may_be(version),
-                Answer::Reply(_) => false,
-            };
-            vec![(state, Box::new(shows))]
-        }
-        Action::Put(value) => vec![(set(value), Box::new(|answer| matches!(answer, Answer::Reply(KvReply::Written { .. }))))],
+    let answer = operation.returned.map(|(_, answer)| answer);
+    match operation.action {
+        Action::Read => match answer {
+            // Nobody knows what it read, and nobody minds.
+            None => vec![state],
+            Some(Answer::Value(None)) if state.0 == Held::Absent => vec![state],
+            Some(Answer::Value(Some((value, version)))) => {
+                told(state, version, history).into_iter().filter(|(held, _)| *held == Held::Versioned(value, version)).collect()
+            }
+            Some(_) => Vec::new(),
+        },
+        Action::Put(value) => match answer {
+            None | Some(Answer::Reply(KvReply::Written { .. })) => set(state, value, operation),
+            Some(_) => Vec::new(),
+        },
         Action::Delete => {
-            let existed = state != State::Absent;
-            vec![(State::Absent, Box::new(move |answer| answer == Answer::Reply(KvReply::Deleted { existed })))]
+            let existed = state.0 != Held::Absent;
+            let right = answer.is_none_or(|answer| answer == Answer::Reply(KvReply::Deleted { existed }));
+            if right { vec![(Held::Absent, state.1)] } else { Vec::new() }
         }
         Action::CompareAndSet(expected, value) => {
-            let (may_match, may_differ) = match expected {
-                Expected::Absent => (state == State::Absent, state != State::Absent),
-                Expected::Value(value) => (holds(value), !holds(value)),
-                Expected::Version(version) => (may_be(version), !may_be(version) || matches!(state, State::Unversioned(_))),
+            let mut after = Vec::new();
+            let wrote = matches!(answer, None | Some(Answer::Reply(KvReply::Written { .. })));
+            let equal = match (expected, state.0) {
+                (Expected::Absent, held) => held == Held::Absent,
+                (Expected::Value(value), Held::Versioned(held, _) | Held::Unversioned(held)) => value == held,
+                (Expected::Version(version), _) => !told(state, version, history).is_empty(),
+                (Expected::Value(_), Held::Absent) => false,
             };
-            let mut branches: Vec<Branch<'_>> = Vec::new();
-            if may_match {
-                branches.push((set(value), Box::new(|answer| matches!(answer, Answer::Reply(KvReply::Written { .. })))));
+            if wrote && equal {
+                after.extend(set(state, value, operation));
             }
-            if may_differ {
-                let differs = move |answer| match answer {
-                    Answer::Reply(KvReply::Mismatch { version: None }) => state == State::Absent,
-                    Answer::Reply(KvReply::Mismatch { version: Some(version) }) => may_be(version),
-                    _ => false,
-                };
-                branches.push((state, Box::new(differs)));
+            // An unknown version can always be another one than the expected.
+            let unequal = !equal || matches!((expected, state.0), (Expected::Version(_), Held::Unversioned(_)));
+            if unequal {
+                match answer {
+                    None => after.push(state),
+                    Some(Answer::Reply(KvReply::Mismatch { version: None })) if state.0 == Held::Absent => after.push(state),
+                    Some(Answer::Reply(KvReply::Mismatch { version: Some(version) })) => {
+                        after.extend(told(state, version, history))
+                    }
+                    Some(_) => {}
+                }
             }
-            branches
+            after
         }
-    };
-    let answer = operation.returned.map(|(_, answer)| answer);
-    branches.into_iter().filter(|(_, right)| answer.is_none_or(right)).map(|(after, _)| after).collect()
+    }
+}
+
+/// The key after a write of this value, if versions still rise with it.
+fn set((_, highest): State, value: ValueId, operation: &Operation) -> Vec<State> {
+    match operation.version {
+        None => vec![(Held::Unversioned(value), highest)],
+        Some(version) if version > highest => vec![(Held::Versioned(value, version), version)],
+        Some(_) => Vec::new(),
+    }
+}
+
+/// The key, once somebody was told that its value has this version; nothing if it cannot have.
+fn told((held, highest): State, version: LogIndex, history: &KeyHistory) -> Vec<State> {
+    match held {
+        Held::Versioned(_, known) if known == version => vec![(held, highest)],
+        Held::Unversioned(value) if version > highest && !history.versions.contains(&version) => {
+            vec![(Held::Versioned(value, version), version)]
+        }
+        _ => Vec::new(),
+    }
 }

@@ -242,7 +242,7 @@ caught! {
     no_leader_after_healing: "liveness", |story| (1..=3).for_each(|server| story.spoil_status(server, |status| status.leader = None));
     servers_that_do_not_converge: "liveness", |story| story.spoil_status(2, |status| status.applied = status.applied.previous());
     a_learner_that_stays_behind: "liveness", |story| {
-        story.before_the_end(What::Learnt { learner: LearnerId(ClientId(7), 1), index: LogIndex(3), chain: None, state_hash: None });
+        story.push(What::Learnt { learner: LearnerId(ClientId(7), 1), index: LogIndex(3), chain: None, state_hash: None });
     };
     a_call_that_never_returns: "liveness", |story| {
         let operation = Operation::Read { consistency: Consistency::Linearizable, key: "k".into() };

@@ -361,6 +361,12 @@ impl Worker {
         self.settle(&client).await;
         shared.settle(self.machine.id);
         shared.reaches(Phase::Over).await;
+        if let Client::Full(full) = &client {
+            let caught_up = full.with_deadline(SETTLE).read(Consistency::Linearizable, |_| ()).await;
+            if caught_up.is_ok() {
+                self.hash(&client).await;
+            }
+        }
         client.close().await;
     }
 

@@ -57,7 +57,7 @@ fn true_history(random: &mut Random) -> Vec<Operation> {
                 _ => key,
             };
         }
-        operations.push(Operation { called, returned: (!lost).then_some((returned, answer)), action, version: None });
+        operations.push(Operation { called, returned: (!lost).then_some((returned, answer)), action, version: None, place: None });
     }
     operations.sort_by_key(|operation| operation.called);
     operations

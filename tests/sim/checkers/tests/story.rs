@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use cluster_client::Consistency;
 use cluster_server::{Phase as ServerPhase, ServerStatus};
-use voter_mesh::configuration::Configuration;
+use voter_mesh::configuration::{Configuration, Member, Role, SeatRecord};
 use voter_mesh::entry::{EntryKind, EntrySpec, entry};
 use voter_mesh::ids::{
-    ClusterId, Epoch, Identity, LogIndex, Opening, RaftId, RequestId, RoomId, RunIndex, Seat, SessionId, Term, TimeMs,
+    ClusterId, DirectoryId, Epoch, Identity, LogIndex, Opening, RaftId, RequestId, RoomId, RunIndex, Seat, SessionId, Term, TimeMs,
 };
 use voter_mesh::machine::kv::{KvCommand, KvReply, KvValue, factory};
 use voter_mesh::machine::{from_cbor, to_cbor};
@@ -22,6 +22,15 @@ pub(super) const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]), ep
 
 pub(super) fn id(seat: u16) -> RaftId {
     RaftId::new(Seat(seat), 1)
+}
+
+fn three_voters() -> Configuration {
+    let seat = |seat| {
+        let member = Member { id: id(seat), directory: DirectoryId([seat as u8; 16]), role: Role::Voter };
+        let (address, failure_domain) = (String::new(), String::new());
+        (Seat(seat), SeatRecord { address, priority: 0, failure_domain, highest_life: 1, member: Some(member), incoming: None })
+    };
+    Configuration { seats: (1..=3).map(seat).collect(), ..Configuration::default() }
 }
 
 pub(super) fn seat(seat: u16) -> Seat {
@@ -107,6 +116,7 @@ impl Story {
             story.push(What::Disk(DiskFound { server: Seat(server), snapshot: None, runs, vote: (Term(2), id(1)) }));
         }
         story.push(What::Phase(Phase::Over));
+        story.learnt(1, 1, 6);
         story
     }
 
@@ -116,7 +126,7 @@ impl Story {
 
     /// While servers and learners still have to say their last words.
     pub(super) fn before_the_end(&mut self, what: What) {
-        let end = self.events.len() - 1;
+        let end = self.events.len() - 2;
         self.events.insert(end, what);
     }
 
@@ -269,7 +279,7 @@ impl Story {
             disk_full: false,
             clients: 2,
             sessions: 1,
-            configuration: Configuration::default(),
+            configuration: three_voters(),
             recovery: None,
             suspect: false,
             damage: Vec::new(),
