@@ -1,15 +1,18 @@
 //! A raw client of one session on two links that sends each proposal several times: on both links, in any order, long after it was
-//! answered, and now and then with another payload. It keeps the protocol's rules on floors and windows, mostly.
+//! answered, and now and then with another payload, or one that is no command. Some of its sessions never raise their floor until they
+//! break their window, some are closed in the middle.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use relay::wire::{
     ClientFrame, FeedMode, Proposal, ServerFrame, SessionProof, SessionSecret, SessionStatus, WINDOW_MAX, WireReply,
 };
+use tokio::time::{Instant, timeout_at};
 use voter_mesh::ids::{Epoch, Opening, RequestId, Seat, SessionId};
-use voter_mesh::machine::kv::KvCommand;
+use voter_mesh::machine::kv::{KEY_BYTES_MAX, KvCommand};
 use voter_mesh::machine::to_cbor;
 use voter_mesh::outcome::{Outcome, Reply};
 
@@ -20,10 +23,15 @@ use crate::sim::record::{Operation, Phase, What};
 /// Ids that it remembers to send again.
 const SENT_MAX: usize = 64;
 
+/// How many times longer it thinks than others: it says everything several times.
+const PAUSES: u64 = 3;
+
 struct Sender {
     machine: Rc<Machine>,
     secret: SessionSecret,
     session: Option<(SessionId, Opening)>,
+    /// Never raises its floor.
+    lazy: bool,
     next: u64,
     /// What was sent of late, answered or not.
     sent: BTreeMap<RequestId, Bytes>,
@@ -41,6 +49,7 @@ pub(super) async fn main(machine: Rc<Machine>) {
             machine: Rc::clone(&machine),
             secret: SessionSecret(secret),
             session: None,
+            lazy: machine.below(4) == 0,
             next: 1,
             sent: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -75,8 +84,12 @@ impl Sender {
             } else if !self.propose(quiet).await {
                 return;
             }
-            let think = self.machine.shared.plan.think_ms;
-            let deadline = tokio::time::Instant::now() + std::time::Duration::from_millis(self.machine.between(think));
+            if self.machine.below(300) == 0 {
+                self.machine.shared.fault("session_closed", self.machine.id);
+                self.say(0, &ClientFrame::SessionClose).await;
+            }
+            let pause = Duration::from_millis(self.machine.between(self.machine.shared.plan.think_ms) * PAUSES);
+            let deadline = Instant::now() + pause;
             for link in [0, 1] {
                 if !self.hear(link, deadline).await {
                     return;
@@ -127,16 +140,19 @@ impl Sender {
 
     fn payload(&mut self) -> Bytes {
         let (client, number) = (self.machine.id.0, self.machine.below(1 << 32));
-        let command = KvCommand::Put {
-            key: format!("d{client}.{}", self.next / 64).into_bytes(),
-            value: format!("d{client}.{}.{number}", self.next).into_bytes(),
-        };
-        to_cbor(&command).expect("a command encodes")
+        let mut key = format!("d{client}.{}", self.next / 64).into_bytes();
+        match self.machine.below(100) {
+            0 => return Bytes::from(number.to_le_bytes().to_vec()),
+            1 => key.resize(KEY_BYTES_MAX + 1, b'x'),
+            _ => {}
+        }
+        let value = format!("d{client}.{}.{number}", self.next).into_bytes();
+        to_cbor(&KvCommand::Put { key, value }).expect("a command encodes")
     }
 
     /// Sends some proposals, each some times. Whether the session goes on.
     async fn propose(&mut self, quiet: bool) -> bool {
-        let mut ids: Vec<RequestId> = self.open.keys().copied().filter(|_| quiet || self.machine.below(4) == 0).collect();
+        let mut ids: Vec<RequestId> = self.open.keys().copied().filter(|_| quiet || self.machine.below(8) == 0).collect();
         if !quiet {
             let lowest = self.open.keys().next().map_or(self.next, |id| id.0);
             for _ in 0..=self.machine.below(4) {
@@ -159,7 +175,7 @@ impl Sender {
             }
             ids.extend(old);
         }
-        for round in 0..=self.machine.below(3) {
+        for round in 0..=self.machine.below(2) {
             if round > 0 {
                 self.machine.shared.fault("request_again", self.machine.id);
             }
@@ -184,7 +200,8 @@ impl Sender {
 
     /// A request as it is sent now: with the present floor, and hardly ever with another payload.
     fn proposal(&mut self, id: RequestId) -> Option<Proposal> {
-        let floor = self.open.keys().next().map_or(RequestId(self.next + 1), |floor| *floor).min(id);
+        let lowest = self.open.keys().next().map_or(RequestId(self.next + 1), |floor| *floor);
+        let floor = if self.lazy { RequestId(1) } else { lowest.min(id) };
         let payload = match self.open.get(&id) {
             Some(payload) => payload.clone(),
             // Only what is answered: of what is not, nobody could tell which of the two payloads came first.
@@ -198,10 +215,10 @@ impl Sender {
     }
 
     /// Takes what comes on a link until `deadline`. Whether the session goes on.
-    async fn hear(&mut self, link: usize, deadline: tokio::time::Instant) -> bool {
+    async fn hear(&mut self, link: usize, deadline: Instant) -> bool {
         while let Some(peer) = &mut self.links[link] {
             let server = peer.server;
-            let Ok(frame) = tokio::time::timeout_at(deadline, peer.hear()).await else { return true };
+            let Ok(frame) = timeout_at(deadline, peer.hear()).await else { return true };
             match frame {
                 None => self.links[link] = None,
                 Some(ServerFrame::SessionOpened { session, opening }) if self.session.is_none() => {
