@@ -270,7 +270,9 @@ impl<M: Form> ClusterClient<M> {
         self.proposal(command, None, WhenFull::Refuse)
     }
 
-    /// Proposes under a reserved ticket. Doing so again with the same command, also after a crash, gets the first outcome.
+    /// Proposes under a reserved ticket. Doing so again with the same command, also after a crash, gets the first outcome. Another
+    /// command never takes effect under it: the call gets `Conflict` or, where a server tells again what became of the ticket, the
+    /// first command's outcome with `repeat`.
     ///
     /// Dropping the future as for `propose`; a ticket that was not sent stays reserved.
     #[must_use = "a proposal does nothing until it is awaited"]

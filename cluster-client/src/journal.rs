@@ -111,7 +111,8 @@ impl RequestJournal {
     }
 
     /// Makes every record survive a crash of the machine too, at the price of a disk write before each batch of requests. Without
-    /// it only secrets and id blocks do: a machine crash may then forget requests, but no id is ever issued twice.
+    /// it only secrets, id blocks and what was said to be not sent do: a machine crash may then forget requests, but no id is ever
+    /// issued twice, and nothing is sent after all.
     #[must_use]
     pub fn synced(mut self) -> Self {
         self.synced = true;

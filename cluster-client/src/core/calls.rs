@@ -78,7 +78,7 @@ impl<W: Waiters> Core<W> {
                 Some(Place::Request(id)) => {
                     if let Some((waiter, result, kept)) = self.drop_waiter(id, call) {
                         let event = Event::Proposed { waiter, request: self.ticket(id), result: Err(result) };
-                        if kept { self.after.push(After::Tell(event)) } else { self.events.push_back(event) }
+                        if kept { self.tell_unsent(event) } else { self.events.push_back(event) }
                     }
                 }
                 Some(Place::Read) => {
@@ -89,6 +89,12 @@ impl<W: Waiters> Core<W> {
                 Some(Place::Fetch) | None => {}
             }
         }
+    }
+
+    /// Says that a request was not sent once the journal will not bring it back, even if the machine crashes.
+    fn tell_unsent(&mut self, event: Event<W>) {
+        self.records_durable = true;
+        self.after.push(After::Tell(event));
     }
 
     /// Another epoch: indices mean something else now.
@@ -123,7 +129,7 @@ impl<W: Waiters> Core<W> {
             };
             for (_, waiter) in std::mem::take(&mut request.waiters) {
                 let event = Event::Proposed { waiter, request: Some(ticket), result: result.clone() };
-                if unsent { self.after.push(After::Tell(event)) } else { self.events.push_back(event) }
+                if unsent { self.tell_unsent(event) } else { self.events.push_back(event) }
             }
             if unsent {
                 self.unsend(id);

@@ -353,6 +353,9 @@ fn without_a_quorum_deadlines_tell_the_truth_and_later_the_outcome_is_had() {
     let unsent = world.propose_with(put("unsent"), None, WhenFull::Wait, 1_000);
     world.run_for(1_000);
     assert_eq!(world.told(unsent), &Err(ProposeError::NotSent { reason: NotSent::Deadline }));
+    // Nor may a power cut bring it back.
+    let holds = |journal: &JournalState| journal.open.values().any(|payload| *payload == Some(put("unsent")));
+    assert!(!world.after_power_cut.iter().any(holds));
     assert!(matches!(world.client.core.status(), Status::FailingOver { .. }));
     for server in &mut world.cluster.servers {
         server.health = Health::Up;

@@ -197,6 +197,8 @@ pub(super) struct World {
     pub(super) cluster: Cluster,
     pub(super) client: Client,
     pub(super) journal: JournalState,
+    /// What a power cut may leave of it: what it held after each batch since the last durable one.
+    pub(super) after_power_cut: Vec<JournalState>,
     /// Servers whose words do not reach the client.
     pub(super) mute: BTreeSet<usize>,
     /// The journal's disk does not answer.
@@ -249,7 +251,16 @@ impl World {
         let now = Time { monotonic_us: 1_000_000, unix_ms: TimeMs(0) };
         let journal = JournalState::default();
         let client = client(options, &journal, 1, now);
-        let mut world = Self { now, cluster, client, journal, mute: BTreeSet::new(), journal_stalls: false, next_link: 1 };
+        let mut world = Self {
+            now,
+            cluster,
+            client,
+            journal,
+            after_power_cut: Vec::new(),
+            mute: BTreeSet::new(),
+            journal_stalls: false,
+            next_link: 1,
+        };
         world.settle();
         world
     }
@@ -387,6 +398,10 @@ impl World {
         for record in &batch.records {
             self.journal.fold(record);
         }
+        if batch.durable {
+            self.after_power_cut.clear();
+        }
+        self.after_power_cut.push(self.journal.clone());
         self.client.core.handle_journaled(Ok(()));
         true
     }
