@@ -99,8 +99,10 @@ struct Shared {
     /// Told by `Notify`, which wakes in order; a `watch` would draw who is first.
     phase: Cell<Phase>,
     phase_changed: Notify,
+    /// Who may still write.
+    writing: RefCell<BTreeSet<ClientId>>,
     /// Who has something open.
-    unsettled: RefCell<BTreeSet<u32>>,
+    unsettled: RefCell<BTreeSet<ClientId>>,
     settled: Notify,
     /// The highest index that anybody was told to be committed.
     highest: Cell<LogIndex>,
@@ -139,8 +141,23 @@ impl Shared {
         }
     }
 
+    /// This client writes no more.
+    fn written(&self, client: ClientId) {
+        self.writing.borrow_mut().remove(&client);
+        self.phase_changed.notify_waiters();
+    }
+
+    /// Waits until nobody writes any more.
+    async fn all_written(&self) {
+        while !self.is(Phase::Quiet) || !self.writing.borrow().is_empty() {
+            self.phase_changed.notified().await;
+        }
+    }
+
+    /// This client is where it is to be at the end.
     fn settle(&self, client: ClientId) {
-        self.unsettled.borrow_mut().remove(&client.0);
+        self.written(client);
+        self.unsettled.borrow_mut().remove(&client);
         self.settled.notify_one();
     }
 }
@@ -168,6 +185,7 @@ impl Fleet {
             plan: plan.clone(),
             phase: Cell::new(Phase::Faults),
             phase_changed: Notify::new(),
+            writing: RefCell::default(),
             unsettled: RefCell::default(),
             settled: Notify::new(),
             highest: Cell::default(),
@@ -198,7 +216,8 @@ impl Fleet {
             fleet.add(&mut random, crashes, learner::main);
         }
         for _ in 0..plan.duplicates {
-            fleet.add(&mut random, false, duplicate::main);
+            let machine = fleet.add(&mut random, false, duplicate::main);
+            fleet.shared.writing.borrow_mut().insert(machine);
         }
         for _ in 0..plan.slow {
             fleet.add(&mut random, false, crowd::slow);
@@ -218,7 +237,7 @@ impl Fleet {
         let number = self.machines.len() as u32 + 1;
         let host = super::net::host(FIRST_HOST + number as u16);
         let machine = Rc::new(Machine::new(ClientId(number), host, Rc::clone(&self.shared), Random::new(random.next()), crashes));
-        self.shared.unsettled.borrow_mut().insert(number);
+        self.shared.unsettled.borrow_mut().insert(machine.id);
         self.machines.push(Rc::clone(&machine));
         machine
     }
@@ -228,9 +247,11 @@ impl Fleet {
         random: &mut Random,
         crashes: bool,
         main: impl Fn(Rc<Machine>) -> F + 'static,
-    ) {
+    ) -> ClientId {
         let machine = self.machine(random, crashes);
+        let id = machine.id;
         self.tasks.push(spawn_local(machine::keep(machine, main)));
+        id
     }
 
     fn add_worker(
@@ -241,6 +262,7 @@ impl Fleet {
         twin: Option<(Rc<worker::Twins>, bool)>,
     ) {
         let machine = self.machine(random, crashes);
+        self.shared.writing.borrow_mut().insert(machine.id);
         let worker = worker::Worker::new(Rc::clone(&machine), Rc::clone(keys), twin);
         self.tasks.push(spawn_local(worker::keep(worker)));
     }
@@ -267,7 +289,7 @@ impl Fleet {
     /// Who has not settled.
     #[must_use]
     pub fn unsettled(&self) -> Vec<ClientId> {
-        self.shared.unsettled.borrow().iter().copied().map(ClientId).collect()
+        self.shared.unsettled.borrow().iter().copied().collect()
     }
 
     /// Waits until all have left, after [`Phase::Over`].

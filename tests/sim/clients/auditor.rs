@@ -59,7 +59,7 @@ async fn follow(machine: &Rc<Machine>, follower: &mut Follower, learner: Learner
 
 /// Waits until nobody asks for more and nobody knows more.
 async fn caught_up(machine: &Rc<Machine>, follower: &Follower) {
-    machine.shared.reaches(Phase::Quiet).await;
+    machine.shared.all_written().await;
     // New frames begin this anew.
     machine.sleep_ms((2_000, 2_000)).await;
     if follower.position.is_none_or(|place| place.applied < machine.shared.highest.get()) {

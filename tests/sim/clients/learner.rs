@@ -63,7 +63,7 @@ pub(super) async fn main(machine: Rc<Machine>) {
             Err(_) => {
                 let standing = client.status().borrow().clone();
                 let live = matches!(standing, Status::Live { applied, .. } if applied >= shared.highest.get());
-                if shared.is(Phase::Quiet) && live {
+                if shared.is(Phase::Quiet) && shared.writing.borrow().is_empty() && live {
                     shared.settle(machine.id);
                     shared.reaches(Phase::Over).await;
                     return client.close().await;

@@ -131,6 +131,13 @@ impl Machine {
         })));
     }
 
+    /// Waits for ever in a process that has died: what it still does until its tasks are gone, nobody sees.
+    pub(super) async fn alive(&self) {
+        if self.life.borrow().is_dead() {
+            std::future::pending().await
+        }
+    }
+
     /// Stops a process for a while.
     pub(super) async fn pause(&self, process: &Process) {
         process.stop(true);

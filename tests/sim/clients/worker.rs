@@ -17,7 +17,7 @@ use cluster_client::{
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use voter_mesh::ids::SessionId;
+use voter_mesh::ids::{LogIndex, SessionId};
 use voter_mesh::machine::kv::{KvCommand, KvExpected, KvReply, KvValue};
 use voter_mesh::machine::{from_cbor, to_cbor};
 
@@ -82,6 +82,8 @@ pub(super) struct Worker {
     seen: RefCell<(Bytes, Option<KvValue>)>,
     /// Requests whose outcome is not known, as an application would note them.
     open: RefCell<BTreeMap<Ticket, KvCommand>>,
+    /// Commands that were proposed under tickets which had been used: where the first command stands, and the other one.
+    others: RefCell<BTreeMap<Ticket, (LogIndex, KvCommand)>>,
 }
 
 impl Worker {
@@ -106,6 +108,7 @@ impl Worker {
             written: Cell::new(0),
             seen: RefCell::default(),
             open: RefCell::default(),
+            others: RefCell::default(),
             machine,
         })
     }
@@ -206,10 +209,19 @@ impl Worker {
             Some(patience) => timeout(patience, proposing).await.ok(),
             None => Some(proposing.await),
         };
+        self.machine.alive().await;
         let Some(result) = result else {
             recorder.returned(call, Returned::Unknown { ticket: None });
             return Said::Nothing;
         };
+        if let (Some(ticket), Ok(applied)) = (ticket, &result)
+            && let Some((first, other)) = self.others.borrow().get(&ticket)
+            && (other, *first, true) == (command, applied.index, applied.repeat)
+        {
+            // It was told once more what the first command came to; this one did nothing.
+            recorder.returned(call, Returned::Conflict);
+            return Said::Nothing;
+        }
         self.returned(call, Some(command), &result);
         Said::of(&result)
     }
@@ -217,6 +229,7 @@ impl Worker {
     async fn outcome(&self, client: &Client, ticket: Ticket) -> Said {
         let call = self.machine.shared.world.recorder.call(self.machine.id, Operation::Outcome { ticket });
         let result = client.outcome(&ticket, self.deadline()).await;
+        self.machine.alive().await;
         let command = self.open.borrow_mut().remove(&ticket);
         self.returned(call, command.as_ref(), &result);
         Said::of(&result)
@@ -229,6 +242,7 @@ impl Worker {
         let call = recorder.call(self.machine.id, Operation::Read { consistency, key: key.clone() });
         let client = client.with_deadline(self.deadline());
         let result = client.read(consistency, |state| (read_key(&state.kv, &key), state.last)).await;
+        self.machine.alive().await;
         if let Ok((value, _)) = &result {
             *self.seen.borrow_mut() = (key, value.clone());
         }
@@ -255,14 +269,15 @@ impl Worker {
         }
         let said = self.propose(client, command, Some(ticket), None).await;
         match (said, self.machine.below(4)) {
-            (Said::Applied, 0) => {
+            (Said::Applied(_), 0) => {
                 shared.fault("ticket_again", self.machine.id);
                 self.propose(client, command, Some(ticket), None).await
             }
             // Its first command is known to hold: the other one can have no effect.
-            (Said::Applied, 1) => {
+            (Said::Applied(first), 1) => {
                 shared.fault("ticket_with_other_command", self.machine.id);
-                let other = KvCommand::Delete { key: b"never".to_vec() };
+                let other = KvCommand::Delete { key: format!("never {ticket}").into_bytes() };
+                self.others.borrow_mut().insert(ticket, (first, other.clone()));
                 self.propose(client, &other, Some(ticket), None).await
             }
             _ => said,
@@ -327,6 +342,7 @@ impl Worker {
     async fn hash(&self, client: &Client) {
         let Client::Full(client) = client else { return };
         let found = client.read(Consistency::Local, |state| state.last.map(|last| (last, state.hash()))).await;
+        self.machine.alive().await;
         if let Ok(Some((index, hash))) = found {
             let learner = crate::sim::record::LearnerId(self.machine.id, 0);
             let what = What::Learnt { learner, index, chain: None, state_hash: Some(hash) };
@@ -351,6 +367,7 @@ impl Worker {
         self.take_up(&client);
         while !shared.is(Phase::Quiet) {
             self.machine.sleep_ms(shared.plan.think_ms).await;
+            self.machine.alive().await;
             let said = self.step(&client).await;
             self.renew(&client, said);
             if let Status::Closed { why } = client.status() {
@@ -412,6 +429,8 @@ impl Worker {
             }
         }
         self.settle_twin(client).await;
+        self.machine.shared.written(self.machine.id);
+        self.machine.shared.all_written().await;
         if let Client::Full(full) = client {
             let current = full.with_deadline(SETTLE);
             while let Err(error) = current.read(Consistency::Linearizable, |_| ()).await {
@@ -445,7 +464,7 @@ impl Worker {
                 said = self.propose(client, &command, Some(ticket), None).await;
             }
             self.renew(client, said);
-            if said == Said::Applied {
+            if matches!(said, Said::Applied(_)) {
                 break ticket;
             }
             sleep(Duration::from_millis(10)).await;
@@ -515,7 +534,7 @@ async fn copy_due(worker: &Worker) -> &Rc<Twins> {
 /// What a call has said, as far as the worker goes by it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Said {
-    Applied,
+    Applied(LogIndex),
     Unknown,
     Ended,
     Superseded,
@@ -525,7 +544,7 @@ enum Said {
 impl Said {
     fn of(result: &Result<Applied<KvReply>, ProposeError>) -> Self {
         match result {
-            Ok(_) => Self::Applied,
+            Ok(applied) => Self::Applied(applied.index),
             Err(ProposeError::Unknown { reason: Unresolved::SessionExpired, .. } | ProposeError::SessionExpired) => Self::Ended,
             Err(ProposeError::Unknown { .. }) => Self::Unknown,
             Err(ProposeError::Superseded { .. }) => Self::Superseded,
