@@ -23,10 +23,43 @@ use super::panics;
 use super::record::{Phase, Recorder, Report, Sink, Violation};
 
 /// Things that are done to a world before it is mended.
-const STEPS: u64 = 100;
+const DEEDS: u64 = 200;
 
-/// What one of them may be followed by, in milliseconds: from nothing to an election.
-const PAUSES_MS: [u64; 6] = [0, 1, 5, 40, 400, 1_500];
+/// What may be done.
+#[derive(Clone, Copy)]
+enum Deed {
+    Crash,
+    Start,
+    Tear,
+    Sever,
+    Isolate,
+    Depose,
+    Deafen,
+    Mend,
+    HandOver,
+    Campaign,
+    Read,
+    Propose,
+}
+
+/// How often each is done in most worlds; in some three times as often, in some, but for those without which nothing would go on, never.
+const OFTEN: [(Deed, u64); 12] = [
+    (Deed::Crash, 2),
+    (Deed::Start, 4),
+    (Deed::Tear, 1),
+    (Deed::Sever, 1),
+    (Deed::Isolate, 1),
+    (Deed::Depose, 2),
+    (Deed::Deafen, 1),
+    (Deed::Mend, 3),
+    (Deed::HandOver, 1),
+    (Deed::Campaign, 2),
+    (Deed::Read, 2),
+    (Deed::Propose, 6),
+];
+
+/// What one of them may be followed by, in milliseconds: seldom, sometimes or mostly as long as an election.
+const PAUSES_MS: [[u64; 6]; 3] = [[0, 1, 5, 40, 400, 1_500], [0, 5, 20, 100, 200, 2_500], [1, 20, 400, 1_500, 2_500, 4_000]];
 
 /// Ten of the longest election timeouts.
 const LEADER_MS: u64 = 20_000;
@@ -54,21 +87,30 @@ pub fn run(seed: u64, mut sinks: Vec<Box<dyn Sink>>) -> Report {
 
 async fn live(world: &mut World) {
     world.enter(Phase::Faults);
-    for _ in 0..STEPS {
+    let random = &mut world.random;
+    let often = OFTEN.map(|(deed, weight)| {
+        let factor = if matches!(deed, Deed::Start | Deed::Mend | Deed::Propose) { [1, 1, 3] } else { [0, 1, 3] };
+        (deed, weight * factor[random.below(3) as usize])
+    });
+    let pauses_ms = PAUSES_MS[random.below(3) as usize];
+    for _ in 0..DEEDS {
+        let deed = draw(&often, world.random.below(often.iter().map(|(_, weight)| weight).sum()));
         let (at, other) = world.two();
-        match world.random.below(24) {
-            0 | 1 => world.crash(at),
-            2..=4 => world.start(at),
-            5 => world.tear(at, other),
-            6 => world.sever(at, other),
-            7 => world.deafen(at, other),
-            8..=10 => world.mend_links(),
-            11 | 12 => world.hand_over(other),
-            13 | 14 => world.campaign(),
-            15..=17 => world.read(at),
-            _ => world.propose_some(at),
+        match deed {
+            Deed::Crash => world.crash(at),
+            Deed::Start => world.start(at),
+            Deed::Tear => world.tear(at, other),
+            Deed::Sever => world.sever(at, other),
+            Deed::Isolate => world.isolate(at),
+            Deed::Depose => world.depose(),
+            Deed::Deafen => world.deafen(at, other),
+            Deed::Mend => world.mend_links(),
+            Deed::HandOver => world.hand_over(at),
+            Deed::Campaign => world.campaign(),
+            Deed::Read => world.read(at),
+            Deed::Propose => world.propose_some(at),
         }
-        let ms = PAUSES_MS[world.random.below(PAUSES_MS.len() as u64) as usize];
+        let ms = pauses_ms[world.random.below(6) as usize];
         world.run_ms(ms).await;
     }
     world.heal();
@@ -87,4 +129,15 @@ async fn live(world: &mut World) {
     }
     world.look_at_disks();
     world.enter(Phase::Over);
+}
+
+/// The deed on which a number below the sum of all weights falls.
+fn draw(often: &[(Deed, u64)], mut number: u64) -> Deed {
+    for (deed, weight) in often {
+        match number.checked_sub(*weight) {
+            Some(rest) => number = rest,
+            None => return *deed,
+        }
+    }
+    Deed::Propose
 }

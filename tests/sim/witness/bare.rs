@@ -13,7 +13,7 @@ use voter_mesh::mesh::message::{BatchId, ForwardRefusal, Message, ReadNonce, Rea
 use voter_mesh::raft::RaftRole;
 use voter_mesh::run::{Run, RunError, RunHeader, Tail};
 
-use super::node::{APPEND_BYTES_MAX, APPENDS_IN_FLIGHT_MAX, IDENTITY, Node, Standing, Told, Wants, ids};
+use super::node::{APPENDS_IN_FLIGHT_MAX, IDENTITY, Node, Standing, Told, Wants, ids};
 use super::translate;
 use crate::sim::random::Random;
 
@@ -23,6 +23,7 @@ const ELECTION_TICKS: (usize, usize) = (20, 40);
 
 pub(super) struct Bare {
     id: RaftId,
+    append_bytes_max: u64,
     disk: MemStorage,
     random: Random,
     process: Option<Process>,
@@ -53,7 +54,7 @@ fn runs(disk: &MemStorage) -> impl DoubleEndedIterator<Item = Run> {
 }
 
 impl Bare {
-    pub(super) fn new(id: RaftId, seed: u64) -> Self {
+    pub(super) fn new(id: RaftId, append_bytes_max: u64, seed: u64) -> Self {
         let mut formed = Snapshot::default();
         let metadata = formed.mut_metadata();
         let tail = Tail::zero(&IDENTITY);
@@ -61,7 +62,7 @@ impl Bare {
         metadata.set_conf_state(ConfState { voters: ids().map(|id| id.0).into(), ..ConfState::default() });
         let disk = MemStorage::new();
         disk.wl().apply_snapshot(formed).expect("there is nothing that it could contradict");
-        Self { id, disk, random: Random::new(seed), process: None, batches: 0, rounds: 0 }
+        Self { id, append_bytes_max, disk, random: Random::new(seed), process: None, batches: 0, rounds: 0 }
     }
 }
 
@@ -174,7 +175,7 @@ impl Node for Bare {
             heartbeat_tick: HEARTBEAT_TICKS,
             // What it applied is gone with its process.
             applied: Tail::zero(&IDENTITY).run.0,
-            max_size_per_msg: APPEND_BYTES_MAX,
+            max_size_per_msg: self.append_bytes_max,
             max_inflight_msgs: APPENDS_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,

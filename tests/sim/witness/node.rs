@@ -12,9 +12,7 @@ use crate::sim::random::Random;
 /// The history that all share.
 pub(super) const IDENTITY: Identity = Identity { cluster: ClusterId([7; 16]), epoch: Epoch(1), room: RoomId(0) };
 
-/// Bytes of one append, and appends under way: few, so that windows close.
-pub(super) const APPEND_BYTES_MAX: u64 = 2_000;
-/// See [`APPEND_BYTES_MAX`].
+/// Appends under way: few, so that windows close.
 pub(super) const APPENDS_IN_FLIGHT_MAX: usize = 8;
 
 /// The voters, by seat.

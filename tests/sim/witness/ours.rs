@@ -9,7 +9,7 @@ use voter_mesh::mesh::message::AdminRequest;
 use voter_mesh::raft::{Event, Recovered, Timing, Transmit, Voter, VoterLimits, VoterOptions, VoterStatus, Write, Written};
 use voter_mesh::run::{Run, RunHeader, Tail};
 
-use super::node::{APPEND_BYTES_MAX, APPENDS_IN_FLIGHT_MAX, IDENTITY, Node, Standing, Told, Wants, configuration};
+use super::node::{APPENDS_IN_FLIGHT_MAX, IDENTITY, Node, Standing, Told, Wants, configuration};
 use crate::sim::random::Random;
 
 /// Applied runs in memory: few, so that older ones are read from the disk.
@@ -17,6 +17,7 @@ const MEMORY_BYTES_MAX: usize = 3_000;
 
 pub(super) struct Ours {
     id: RaftId,
+    append_bytes_max: u64,
     seed: u64,
     voter: Option<Voter>,
     disk: Disk,
@@ -63,10 +64,10 @@ impl Disk {
 }
 
 impl Ours {
-    pub(super) fn new(id: RaftId, seed: u64) -> Self {
+    pub(super) fn new(id: RaftId, append_bytes_max: u64, seed: u64) -> Self {
         let Tail { term, run: commit, .. } = Tail::zero(&IDENTITY);
         let disk = Disk { term, vote: RaftId::NONE, commit, runs: Vec::new(), pending: VecDeque::new() };
-        Self { id, seed, voter: None, disk }
+        Self { id, append_bytes_max, seed, voter: None, disk }
     }
 
     fn recovered(&self) -> Recovered {
@@ -133,7 +134,7 @@ impl Ours {
 impl Node for Ours {
     fn start(&mut self, life: u64, now: Time) {
         let limits = VoterLimits {
-            append_bytes_max: APPEND_BYTES_MAX,
+            append_bytes_max: self.append_bytes_max,
             appends_in_flight_max: APPENDS_IN_FLIGHT_MAX,
             memory_bytes_max: MEMORY_BYTES_MAX,
             ..VoterLimits::default()
@@ -185,7 +186,13 @@ impl Node for Ours {
     }
 
     fn wants(&mut self, now: Time) -> Wants {
-        self.voter.as_mut().map(|voter| Self::settle(voter, &mut self.disk, now)).unwrap_or_default()
+        let Some(voter) = &mut self.voter else { return Wants::default() };
+        let wants = Self::settle(voter, &mut self.disk, now);
+        if !wants.wrongs.is_empty() {
+            // It may have ended.
+            self.voter = None;
+        }
+        wants
     }
 
     fn due_us(&self) -> Option<u64> {

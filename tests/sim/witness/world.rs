@@ -32,6 +32,23 @@ enum Happening {
     Link { ends: [RaftId; 2] },
     /// One end learns that its link is gone.
     Torn { at: RaftId, peer: RaftId, link: u64 },
+    /// A process ends where it hurts, and comes back.
+    Ambush { at: RaftId, life: u64 },
+    /// See there.
+    Start { at: RaftId },
+}
+
+/// When an end hurts most.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Moment {
+    /// It has just given its vote.
+    Voted,
+    /// It has just said that it has runs.
+    Acknowledged,
+    /// It has just come to lead.
+    Led,
+    /// It has just been the first to call a run committed.
+    Committed,
 }
 
 struct Machine {
@@ -68,6 +85,8 @@ pub(super) struct World {
     net_us: (u64, u64),
     disk_us: (u64, u64),
     loss_permille: u64,
+    /// How often something befalls whoever has come to such a moment, in a thousand times.
+    ambushes: BTreeMap<Moment, u64>,
     /// The committed history, and in which term its runs were known to be.
     history: Vec<(Run, Term)>,
     leaders: BTreeMap<Term, RaftId>,
@@ -108,8 +127,18 @@ impl World {
     pub(super) fn new(seed: u64, recorder: Recorder) -> Self {
         let mut random = Random::new(seed);
         let witness = ids()[random.below(3) as usize];
+        let mut choose = |choices: &[(u64, u64)]| choices[random.below(choices.len() as u64) as usize];
+        let net_us = choose(&[(50, 400), (50, 400), (1_000, 30_000)]);
+        let disk_us = choose(&[(100, 1_500), (100, 20_000), (10_000, 100_000)]);
+        let loss_permille = choose(&[(0, 0), (0, 0), (50, 0)]).0;
+        let moments = [(Moment::Voted, 400), (Moment::Acknowledged, 20), (Moment::Led, 300), (Moment::Committed, 300)];
+        let ambushes = moments.map(|(moment, permille)| (moment, choose(&[(0, 0), (permille / 4, 0), (permille, 0)]).0)).into();
+        let append_bytes_max = choose(&[(100, 0), (2_000, 0)]).0;
         let machine = |id: RaftId, random: &mut Random| Machine {
-            node: if id == witness { Box::new(Bare::new(id, random.next())) } else { Box::new(Ours::new(id, random.next())) },
+            node: match id == witness {
+                true => Box::new(Bare::new(id, append_bytes_max, random.next())),
+                false => Box::new(Ours::new(id, append_bytes_max, random.next())),
+            },
             life: 0,
             up: false,
             skew_ms: random.below(SKEW_MS),
@@ -119,10 +148,6 @@ impl World {
             told: 0,
         };
         let machines = ids().map(|id| (id, machine(id, &mut random))).into();
-        let mut choose = |choices: &[(u64, u64)]| choices[random.below(choices.len() as u64) as usize];
-        let net_us = choose(&[(50, 400), (50, 400), (1_000, 30_000)]);
-        let disk_us = choose(&[(100, 1_500), (100, 1_500), (100, 20_000)]);
-        let (loss_permille, _) = choose(&[(0, 0), (0, 0), (50, 0)]);
         let mut world = Self {
             random,
             recorder,
@@ -139,6 +164,7 @@ impl World {
             net_us,
             disk_us,
             loss_permille,
+            ambushes,
             history: Vec::new(),
             leaders: BTreeMap::new(),
             commands: 0,
@@ -256,9 +282,22 @@ impl World {
         self.after(us, Happening::Link { ends: ends(a, b) });
     }
 
+    /// Severs one from both others, which are linked.
+    pub(super) fn isolate(&mut self, id: RaftId) {
+        self.mend_links();
+        ids().into_iter().filter(|other| *other != id).for_each(|other| self.sever(id, other));
+    }
+
     pub(super) fn sever(&mut self, a: RaftId, b: RaftId) {
         self.severed.insert(ends(a, b));
         self.tear(a, b);
+    }
+
+    /// Isolates whoever leads.
+    pub(super) fn depose(&mut self) {
+        if let Some(leader) = self.leader() {
+            self.isolate(leader);
+        }
     }
 
     /// From now on nothing that `from` says reaches `to`.
@@ -281,6 +320,7 @@ impl World {
     /// Everything is as it should be from now on.
     pub(super) fn heal(&mut self) {
         self.loss_permille = 0;
+        self.ambushes.clear();
         self.mend_links();
         ids().into_iter().for_each(|id| self.start(id));
     }
@@ -419,6 +459,14 @@ impl World {
                 }
             }
             Happening::Link { ends } => self.link(ends),
+            Happening::Start { at } => self.start(at),
+            Happening::Ambush { at, life } => {
+                if self.machine(at).life == life && !self.ambushes.is_empty() {
+                    self.crash(at);
+                    let us = self.random.below(100_000);
+                    self.after(us, Happening::Start { at });
+                }
+            }
             Happening::Torn { at, peer, link } => {
                 let is_newer = self.links.get(&ends(at, peer)).is_some_and(|now| *now > link);
                 if !is_newer && self.machine(at).up && self.machine(at).linked.remove(&peer) {
@@ -444,7 +492,13 @@ impl World {
         let now = self.clock(id);
         let Wants { messages, writes, committed, reads, wrongs } = self.machine(id).node.wants(now);
         for (to, message) in messages {
+            let moment = match &message {
+                Message::VoteReply { pre: false, granted: true, .. } => Some(Moment::Voted),
+                Message::AppendReply { reject: None, .. } => Some(Moment::Acknowledged),
+                _ => None,
+            };
             self.send(id, to, message);
+            moment.into_iter().for_each(|moment| self.ambush(id, moment));
         }
         for number in writes {
             let us = self.within(self.disk_us);
@@ -469,6 +523,18 @@ impl World {
         for text in wrongs {
             self.wrong("facade", format!("{id}: {text}"));
         }
+    }
+
+    /// By chance, a process ends within the time that a message takes, or is cut off at once, with all that it has just said.
+    fn ambush(&mut self, id: RaftId, moment: Moment) {
+        if self.random.below(1_000) >= self.ambushes.get(&moment).copied().unwrap_or(0) {
+            return;
+        }
+        if self.random.below(2) == 0 {
+            return self.isolate(id);
+        }
+        let (life, us) = (self.machine(id).life, self.within(self.net_us));
+        self.after(us, Happening::Ambush { at: id, life });
     }
 
     // ---- what must hold
@@ -497,6 +563,7 @@ impl World {
         if let Some(text) = lacks.map(|(_, (run, known_in))| format!("{id} leads term {term} without {run:?}, of {known_in}")) {
             self.wrong("leader completeness", text);
         }
+        self.ambush(id, Moment::Led);
     }
 
     /// One history, the same bytes at all three, in order in each life.
@@ -523,6 +590,7 @@ impl World {
         if known.is_none() {
             self.committed.extend(commands(&run));
             self.history.push((run, term));
+            self.ambush(id, Moment::Committed);
         }
     }
 
