@@ -19,8 +19,8 @@ use tokio::runtime::Builder;
 
 use self::world::World;
 use super::checkers::Checkers;
-use super::panics;
 use super::record::{Phase, Recorder, Report, Sink, Violation};
+use super::run::Outcome;
 
 /// Things that are done to a world before it is mended.
 const DEEDS: u64 = 200;
@@ -64,25 +64,26 @@ const PAUSES_MS: [[u64; 6]; 3] = [[0, 1, 5, 40, 400, 1_500], [0, 5, 20, 100, 200
 /// Ten of the longest election timeouts.
 const LEADER_MS: u64 = 20_000;
 
-/// One world. Its counts: `led_by_witness`, commands that the witness sealed and one of ours told as committed; `led_by_ours`, the
+/// One world, on the calling thread. Its counts: `led_by_witness`, commands that the witness sealed and one of ours told as committed; `led_by_ours`, the
 /// converse; `leaders`, terms that had one; `reads`, read indices that were given.
 #[must_use]
-pub fn run(seed: u64, mut sinks: Vec<Box<dyn Sink>>) -> Report {
+pub fn run(seed: u64, mut sinks: Vec<Box<dyn Sink>>) -> Outcome {
     sinks.push(Box::new(Checkers::of_consensus()));
-    panics::note();
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build();
     let runtime = runtime.expect("a runtime without I/O asks nothing of the system");
     let lived = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             let mut world = World::new(seed, Recorder::new(sinks));
             live(&mut world).await;
-            world.finish()
+            world.finish(seed)
         })
     }));
-    let mut report = lived.unwrap_or_default();
-    let panics = panics::take().into_iter();
-    report.violations.extend(panics.map(|text| Violation { checker: "panic", sequence: 0, at_us: 0, text }));
-    report
+    lived.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        let text = said.unwrap_or_default().to_owned();
+        let violations = vec![Violation { checker: "panic", sequence: 0, at_us: 0, text }];
+        Outcome { seed, report: Report { violations, ..Report::default() }, ..Outcome::default() }
+    })
 }
 
 async fn live(world: &mut World) {

@@ -9,7 +9,7 @@ use tests::sim::witness::run;
 fn a_bare_raft_voter_leads_ours_and_follows_ours_through_two_hundred_seeds() {
     let (mut led, mut followed) = (0, 0);
     for seed in 0..200 {
-        let report = run(seed, Vec::new());
+        let report = run(seed, Vec::new()).report;
         assert!(report.violations.is_empty(), "seed {seed}: {:#?}", report.violations);
         let count = |name| report.counts.get(name).copied().unwrap_or(0);
         led += u64::from(count("led_by_witness") > 0);

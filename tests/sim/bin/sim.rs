@@ -1,19 +1,22 @@
 //! Runs whole clusters, each in a world that one seed decides, on all cores.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tests::sim::fault::FaultKind;
 use tests::sim::mutants::{self, Hunt, Kill};
+use tests::sim::record::Lines;
 use tests::sim::run::{Keep, Outcome, run};
 use tests::sim::scenario::Scenario;
+use tests::sim::witness;
 
 /// A run that takes longer than this hangs at one instant of its own time.
 const HANGS: Duration = Duration::from_secs(180);
@@ -60,6 +63,9 @@ struct Options {
     /// Of the seeded bugs, only those whose names contain one of these.
     #[arg(long, value_delimiter = ',', requires = "mutants")]
     only: Vec<String>,
+    /// Small worlds instead, of three voters, one of them driven by the bare raft crate.
+    #[arg(long, conflicts_with_all = ["trace_hash", "shrink", "kinds", "fault_seconds", "clients_percent"])]
+    witness: bool,
     /// Where logs of failing runs go.
     #[arg(long, default_value = "target/sim")]
     out: PathBuf,
@@ -79,6 +85,22 @@ impl Options {
             scenario.clients_percent = percent;
         }
         scenario
+    }
+
+    /// Runs this seed.
+    fn run(&self, seed: u64, keep: Keep) -> Outcome {
+        if !self.witness {
+            return run(self.scenario(seed), keep);
+        }
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, is_kept) = (Arc::clone(&log), matches!(keep, Keep::Log | Keep::Printed));
+        let sink = Lines(move |line: std::fmt::Arguments<'_>| match keep {
+            Keep::Printed => println!("{line}"),
+            _ => drop(writeln!(lines.lock().expect("no thread panics with it"), "{line}")),
+        });
+        let outcome = witness::run(seed, if is_kept { vec![Box::new(sink)] } else { Vec::new() });
+        let log = std::mem::take(&mut *log.lock().expect("no thread panics with it"));
+        Outcome { log, ..outcome }
     }
 }
 
@@ -148,11 +170,10 @@ fn main() -> ExitCode {
 
 fn one(options: &Options, seed: u64) -> ExitCode {
     let keep = if options.replay { Keep::Printed } else { Keep::Hash };
-    let scenario = options.scenario(seed);
-    if !options.trace_hash {
-        eprintln!("{scenario:#?}");
+    if !options.trace_hash && !options.witness {
+        eprintln!("{:#?}", options.scenario(seed));
     }
-    let outcome = run(scenario, keep);
+    let outcome = options.run(seed, keep);
     if options.trace_hash {
         println!("{:016x}", outcome.hash);
     } else {
@@ -188,7 +209,7 @@ fn many(options: &Options) -> ExitCode {
                 scope.spawn(move || {
                     while let Some(seed) = more() {
                         lock(slot, Some((seed, Instant::now())));
-                        let outcome = run(options.scenario(seed), Keep::Nothing);
+                        let outcome = options.run(seed, Keep::Nothing);
                         total.lock().expect("no thread panics with it").add(&outcome);
                         if outcome.is_bad() {
                             if !options.json {
@@ -230,7 +251,7 @@ fn hunt_all(options: &Options) -> ExitCode {
     let (mut hunted, mut survivors) = (0, Vec::new());
     for mutant in mutants::MUTANTS.into_iter().filter(|mutant| wanted(mutant.name)) {
         let verdict = |seed| {
-            let outcome = run(options.scenario(seed), Keep::Nothing);
+            let outcome = options.run(seed, Keep::Nothing);
             let first = outcome.report.violations.first().map(|violation| (violation.checker.to_owned(), violation.text.clone()));
             first.or_else(|| outcome.stuck.then(|| ("world".to_owned(), "it does not come to rest".to_owned())))
         };
@@ -269,7 +290,7 @@ fn say_of(options: &Options, line: &str) {
 
 /// Runs a failing seed again, and saves its events.
 fn save(options: &Options, seed: u64) {
-    let outcome = run(options.scenario(seed), Keep::Log);
+    let outcome = options.run(seed, Keep::Log);
     let path = options.out.join(format!("seed-{seed}.log"));
     let violations: String = outcome.report.violations.iter().map(|violation| format!("{violation}\n")).collect();
     let saved = fs::create_dir_all(&options.out).and_then(|()| fs::write(&path, outcome.log + &violations));

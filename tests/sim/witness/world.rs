@@ -15,7 +15,8 @@ use super::bare::Bare;
 use super::node::{Node, Standing, Told, Wants, ids};
 use super::ours::Ours;
 use crate::sim::random::Random;
-use crate::sim::record::{DiskFound, End, Phase, Recorder, Report, Violation, What};
+use crate::sim::record::{DiskFound, End, Phase, Recorder, Violation, What};
+use crate::sim::run::Outcome;
 
 /// Milliseconds since 1970 when a world begins.
 const BEGAN_MS: u64 = 1_700_000_000_000;
@@ -97,6 +98,7 @@ pub(super) struct World {
     /// Reads under way: who waits, in which life, and what was committed when it began.
     reads: BTreeMap<ReadId, (RaftId, u64, RunIndex)>,
     reads_begun: u64,
+    faults: BTreeMap<&'static str, u64>,
     counts: BTreeMap<&'static str, u64>,
 }
 
@@ -117,9 +119,13 @@ fn travelled(message: Message) -> Result<Message, String> {
 }
 
 /// The commands in a run, by number.
-fn commands(run: &Run) -> impl Iterator<Item = u64> {
+fn commands(run: &Run) -> Vec<u64> {
     let commands = run.entries().filter(|(_, entry)| entry.header.kind == EntryKind::Command);
-    commands.map(|(_, entry)| entry.header.request.0).collect::<Vec<_>>().into_iter()
+    commands.map(|(_, entry)| entry.header.request.0).collect()
+}
+
+fn pick<T: Copy>(random: &mut Random, choices: &[T]) -> T {
+    choices[random.below(choices.len() as u64) as usize]
 }
 
 impl World {
@@ -127,13 +133,12 @@ impl World {
     pub(super) fn new(seed: u64, recorder: Recorder) -> Self {
         let mut random = Random::new(seed);
         let witness = ids()[random.below(3) as usize];
-        let mut choose = |choices: &[(u64, u64)]| choices[random.below(choices.len() as u64) as usize];
-        let net_us = choose(&[(50, 400), (50, 400), (1_000, 30_000)]);
-        let disk_us = choose(&[(100, 1_500), (100, 20_000), (10_000, 100_000)]);
-        let loss_permille = choose(&[(0, 0), (0, 0), (50, 0)]).0;
+        let net_us = pick(&mut random, &[(50, 400), (50, 400), (1_000, 30_000)]);
+        let disk_us = pick(&mut random, &[(100, 1_500), (100, 20_000), (10_000, 100_000)]);
+        let loss_permille = pick(&mut random, &[0, 0, 50]);
         let moments = [(Moment::Voted, 400), (Moment::Acknowledged, 20), (Moment::Led, 300), (Moment::Committed, 300)];
-        let ambushes = moments.map(|(moment, permille)| (moment, choose(&[(0, 0), (permille / 4, 0), (permille, 0)]).0)).into();
-        let append_bytes_max = choose(&[(100, 0), (2_000, 0)]).0;
+        let ambushes = moments.map(|(moment, permille)| (moment, pick(&mut random, &[0, permille / 4, permille]))).into();
+        let append_bytes_max = pick(&mut random, &[100, 2_000]);
         let machine = |id: RaftId, random: &mut Random| Machine {
             node: match id == witness {
                 true => Box::new(Bare::new(id, append_bytes_max, random.next())),
@@ -172,6 +177,7 @@ impl World {
             committed: BTreeSet::new(),
             reads: BTreeMap::new(),
             reads_begun: 0,
+            faults: BTreeMap::new(),
             counts: BTreeMap::new(),
         };
         world.enter(Phase::Forming);
@@ -197,7 +203,8 @@ impl World {
         self.violations.push(Violation { checker, sequence: 0, at_us: self.now_us, text });
     }
 
-    fn fault(&self, kind: &'static str, detail: String) {
+    fn fault(&mut self, kind: &'static str, detail: String) {
+        *self.faults.entry(kind).or_default() += 1;
         self.recorder.record(What::Fault { kind, detail });
     }
 
@@ -253,6 +260,7 @@ impl World {
             return;
         }
         let result = machine.node.crash(&mut random);
+        *self.faults.entry("crash").or_default() += 1;
         self.recorder.record(What::Ended { server: id.seat(), how: End::PowerCut });
         if let Err(text) = result {
             self.wrong("disk", format!("{id}: {text}"));
@@ -585,7 +593,7 @@ impl World {
             _ => None,
         };
         if let Some(count) = sealed_by {
-            *self.counts.entry(count).or_default() += commands(&run).count() as u64;
+            *self.counts.entry(count).or_default() += commands(&run).len() as u64;
         }
         if known.is_none() {
             self.committed.extend(commands(&run));
@@ -656,11 +664,12 @@ impl World {
         }
     }
 
-    pub(super) fn finish(mut self) -> Report {
+    pub(super) fn finish(mut self, seed: u64) -> Outcome {
         let mut report = self.recorder.finish();
         report.violations.append(&mut self.violations);
         report.counts.append(&mut self.counts);
         report.counts.insert("leaders", self.leaders.len() as u64);
-        report
+        report.operations = self.commands + self.reads_begun;
+        Outcome { seed, simulated: Duration::from_micros(self.now_us), faults: self.faults, report, ..Outcome::default() }
     }
 }
