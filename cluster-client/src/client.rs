@@ -271,8 +271,8 @@ impl<M: Form> ClusterClient<M> {
     }
 
     /// Proposes under a reserved ticket. Doing so again with the same command, also after a crash, gets the first outcome. Another
-    /// command never takes effect under it: the call gets `Conflict` or, where a server tells again what became of the ticket, the
-    /// first command's outcome with `repeat`.
+    /// command never takes effect under it: the call gets `Conflict` or, because replies name the ticket alone, what the first command
+    /// came to, if a server tells that once more.
     ///
     /// Dropping the future as for `propose`; a ticket that was not sent stays reserved.
     #[must_use = "a proposal does nothing until it is awaited"]

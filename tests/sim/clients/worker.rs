@@ -216,7 +216,7 @@ impl Worker {
         };
         if let (Some(ticket), Ok(applied)) = (ticket, &result)
             && let Some((first, other)) = self.others.borrow().get(&ticket)
-            && (other, *first, true) == (command, applied.index, applied.repeat)
+            && (other, *first) == (command, applied.index)
         {
             // It was told once more what the first command came to; this one did nothing.
             recorder.returned(call, Returned::Conflict);
