@@ -36,6 +36,9 @@ const TRANSMIT_BYTES_MAX: usize = 256 << 10;
 /// How long a closing client tries to send its last words.
 const CLOSE: Duration = Duration::from_millis(250);
 
+/// When a due timeout is looked at again that waits for something else than time.
+const LOOK_AGAIN_US: u64 = 10_000;
+
 /// How far ahead a timer is set at most.
 const TIMER_US_MAX: u64 = 3_600_000_000;
 
@@ -245,7 +248,12 @@ impl Driver {
                             true
                         }
                     });
-                    let at_us = core.poll_timeout().map_or(u64::MAX, |(at, _)| at.monotonic_us);
+                    let mut at_us = core.poll_timeout().map_or(u64::MAX, |(at, _)| at.monotonic_us);
+                    if timed_out && at_us <= now.monotonic_us {
+                        // What is due still (a ping, an acknowledgement) waits for a socket that takes nothing: that one wakes. To look
+                        // again and again meanwhile would take a whole core.
+                        at_us = now.monotonic_us.saturating_add(LOOK_AGAIN_US);
+                    }
                     self.set_timer(at_us.min(now.monotonic_us.saturating_add(TIMER_US_MAX)));
                     settled = true;
                     if core.is_closed() && self.journal.is_some() {

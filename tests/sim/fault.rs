@@ -30,6 +30,9 @@ const LASTS: Range = (200, 12_000);
 /// How long a change of the membership may take.
 const ADMIN_WAIT: Duration = Duration::from_secs(20);
 
+/// Where a segment of the log has its header and its marks.
+const SEGMENT_HEADER_BYTES: usize = 12 << 10;
+
 const EIO: i32 = 5;
 
 /// What can be done to the world.
@@ -341,6 +344,9 @@ impl Doing {
                     world.kill(machine.seat, Death::Killed).await;
                 }
                 let damaged = damage(&machine, self.kind, &mut self.random);
+                if damaged.as_ref().is_some_and(|(_, at)| *at < SEGMENT_HEADER_BYTES) {
+                    world.mark_lost(machine.seat);
+                }
                 self.happens(format_args!("{} {damaged:?}", machine.seat));
                 if !running {
                     self.wait(DOWN).await;
@@ -527,8 +533,8 @@ fn set_cut(world: &World, pairs: &[(&Rc<Machine>, &Rc<Machine>)], both_ways: boo
 }
 
 /// Changes what a file of the log, of the verdicts, or a snapshot holds. The node record is left alone: it has no second copy, and who loses it
-/// has lost the directory, which [`FaultKind::Wipe`] does. Returns which file, where it hit something.
-fn damage(machine: &Machine, kind: FaultKind, random: &mut Random) -> Option<String> {
+/// has lost the directory, which [`FaultKind::Wipe`] does. Returns which file and where, if it hit something.
+fn damage(machine: &Machine, kind: FaultKind, random: &mut Random) -> Option<(String, usize)> {
     let disk = machine.disk();
     let mut paths = disk.paths();
     paths.retain(|path| path.starts_with(DATA) && path.parent().is_some_and(|parent| !parent.ends_with("data")));
@@ -536,7 +542,7 @@ fn damage(machine: &Machine, kind: FaultKind, random: &mut Random) -> Option<Str
         return None;
     }
     let path = paths.swap_remove(random.below(paths.len() as u64) as usize);
-    let mut hit = false;
+    let mut hit = None;
     disk.corrupt(&path, |content| {
         // Where something was written.
         let sectors: Vec<usize> = (0..content.len() / SECTOR_BYTES)
@@ -544,7 +550,7 @@ fn damage(machine: &Machine, kind: FaultKind, random: &mut Random) -> Option<Str
             .collect();
         let mut sector = || sectors.get(random.below(sectors.len() as u64) as usize).map(|at| at * SECTOR_BYTES);
         let (Some(from), Some(to)) = (sector(), sector()) else { return };
-        hit = true;
+        hit = Some(to);
         if kind == FaultKind::MisdirectedWrite {
             content.copy_within(from..from + SECTOR_BYTES, to);
         } else {
@@ -554,5 +560,5 @@ fn damage(machine: &Machine, kind: FaultKind, random: &mut Random) -> Option<Str
             }
         }
     });
-    hit.then(|| path.display().to_string())
+    hit.map(|at| (path.display().to_string(), at))
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::net::{Death, Life, SimNet};
 
 /// How often its tasks may have their turn at one instant. What needs more goes round in circles.
-const TURNS_MAX: u32 = 20_000;
+const TURNS_MAX: u32 = 3_000;
 
 /// A process that was started. Dropping this does nothing to it.
 #[derive(Debug)]

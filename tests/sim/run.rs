@@ -100,8 +100,12 @@ pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
     let seed = scenario.seed;
     let hash = Arc::new(Mutex::new(Hash(0xCBF2_9CE4_8422_2325)));
     let log = Arc::new(Mutex::new(String::new()));
-    let checked = CheckerOptions { election_timeout_ms: election_timeout().as_millis() as u64, ..CheckerOptions::default() };
-    let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Checkers::new(checked))];
+    let options = CheckerOptions {
+        election_timeout_ms: election_timeout().as_millis() as u64,
+        sessions: scenario.sessions(),
+        ..CheckerOptions::default()
+    };
+    let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(Checkers::new(options))];
     match keep {
         Keep::Nothing => {}
         Keep::Hash => {
@@ -127,9 +131,11 @@ pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
         let world = World::new(scenario, recorder.clone());
         let stuck = live(&world).await.is_err();
         for machine in world.machines() {
-            world.kill(machine.seat, Death::Killed).await;
+            machine.kill(Death::Killed).await;
             match found::read(&machine.disk(), DATA, machine.seat) {
-                Ok(found) => found.into_iter().for_each(|found| recorder.record(What::Disk(found))),
+                Ok(Some(found)) => recorder.record(What::Disk(found)),
+                Ok(None) => {}
+                Err(_) if world.is_damaged(machine.seat) => {}
                 Err(error) => world.wrong(format!("the disk of server {} does not do for a start: {error}", machine.seat)),
             }
         }
@@ -172,7 +178,7 @@ async fn live(world: &Rc<World>) -> Result<(), Stuck> {
     enter(Phase::Healed);
     fleet.enter(Phase::Healed);
     let healed = world.leader(election_timeout() * 10).await;
-    healed.ok_or_else(|| stuck(world, "no leader within ten election timeouts"))?;
+    healed.ok_or_else(|| stuck(world, &format!("no leader within ten election timeouts: {}", world.stands())))?;
     let whole = world.whole(WHOLE).await;
     whole.map_err(|missing| stuck(world, &format!("not whole: {missing}")))?;
     sleep(HEALED).await;

@@ -9,6 +9,7 @@ use voter_mesh::ids::Seat;
 use voter_mesh::mesh::handshake::MeshSecret;
 use voter_mesh::raft::{Timing, VoterLimits};
 use voter_mesh::replica::ReplicaLimits;
+use voter_mesh::session::SessionLimits;
 
 use super::fault::FaultKind;
 use super::host::DiskPace;
@@ -89,6 +90,12 @@ impl Scenario {
             },
             session_ttl: Duration::from_secs([10, 30, 3600][random.below(3) as usize]),
         }
+    }
+
+    /// Limits of the session table.
+    #[must_use]
+    pub const fn sessions(&self) -> SessionLimits {
+        self.replica_limits.sessions
     }
 
     /// A server of this cluster at `seat`; all but its directory.

@@ -56,9 +56,11 @@ pub struct World {
     crash_states: Cell<u64>,
     /// Seats that lost copies of what was acknowledged, and are not known to be whole again.
     damaged: RefCell<BTreeSet<Seat>>,
+    marks_lost: RefCell<BTreeSet<Seat>>,
     /// Servers that may end by themselves, because something was done to their disks.
     excused: RefCell<BTreeSet<Seat>>,
     clients: RefCell<Vec<IpAddr>>,
+    stands: RefCell<BTreeMap<Seat, String>>,
     /// Misfortunes under way.
     doing: RefCell<Vec<AbortHandle>>,
     wrong: RefCell<Vec<String>>,
@@ -88,8 +90,10 @@ impl World {
             off: RefCell::default(),
             crash_states: Cell::new(0),
             damaged: RefCell::default(),
+            marks_lost: RefCell::default(),
             excused: RefCell::default(),
             clients: RefCell::default(),
+            stands: RefCell::default(),
             doing: RefCell::default(),
             wrong: RefCell::default(),
             scenario,
@@ -253,6 +257,7 @@ impl World {
     /// Loses all that a dead server had on its disk.
     pub fn wipe(&self, seat: Seat) {
         if self.machine(seat).is_some_and(|machine| machine.wipe()) {
+            self.marks_lost.borrow_mut().remove(&seat);
             self.recorder.record(What::Wiped { server: seat });
         }
     }
@@ -260,6 +265,18 @@ impl World {
     /// Something was done to a seat's disk for which its server may end.
     pub fn excuse(&self, seat: Seat) {
         self.excused.borrow_mut().insert(seat);
+    }
+
+    /// Whether a seat lost something, and is not known to be whole again.
+    #[must_use]
+    pub fn is_damaged(&self, seat: Seat) -> bool {
+        self.damaged.borrow().contains(&seat)
+    }
+
+    /// With a mark a vote may have been lost. The server gives none until it has heard all others and lives in a later term, however whole it
+    /// looks: the seat counts as damaged until it has a new life.
+    pub fn mark_lost(&self, seat: Seat) {
+        self.marks_lost.borrow_mut().insert(seat);
     }
 
     /// Whether a copy of what was acknowledged may be lost at this seat; if so, it is taken for lost.
@@ -282,7 +299,8 @@ impl World {
         let statuses = self.statuses(false).await;
         let (Ok(leader), mut members) = (whole(&statuses), statuses.iter()) else { return };
         if members.all(|status| status.applied >= leader.applied && status.configuration == leader.configuration) {
-            self.damaged.borrow_mut().clear();
+            let marks = self.marks_lost.borrow();
+            self.damaged.borrow_mut().retain(|seat| marks.contains(seat));
         }
     }
 
@@ -324,6 +342,7 @@ impl World {
     pub async fn status(&self, seat: Seat, hashes: bool) -> Option<ServerStatus> {
         let running = self.machine(seat)?.running()?;
         let status = timeout(STATUS_WAIT, running.handle.status(hashes)).await.ok()?.ok()?;
+        self.stands.borrow_mut().insert(seat, format!("{status:?}"));
         self.recorder.record(What::Status { server: seat, status: Box::new(status.clone()) });
         Some(status)
     }
@@ -335,6 +354,12 @@ impl World {
             statuses.extend(self.status(machine.seat, hashes).await);
         }
         statuses
+    }
+
+    /// Where the servers stood when they were asked last, for people.
+    #[must_use]
+    pub fn stands(&self) -> String {
+        self.stands.borrow().values().map(|stand| format!("\n  {stand}")).collect()
     }
 
     /// Waits for a server that leads, at most this long.

@@ -45,6 +45,16 @@ impl AdminAsk {
         if self.started { self.deadline } else { self.ask_at.min(self.deadline) }
     }
 
+    /// Whether it would let in a directory that is gone: its newcomer's link has ended, or the seat has another directory. Let in after that one, it
+    /// would take its place, and the one that lives there would be a stranger to the configuration for good.
+    fn is_stale(&self, links: &BTreeMap<Seat, Link>) -> bool {
+        let AdminRequest::Join { seat, directory } = &self.request else { return false };
+        match links.get(seat) {
+            Some(link) => link.peer().directory != *directory,
+            None => matches!(self.waiter, AdminWaiter::Newcomer),
+        }
+    }
+
     pub(super) fn ask_again(&mut self, now: Time) {
         self.started = false;
         self.ask_at = now;
@@ -56,6 +66,11 @@ impl Running {
     pub(super) fn admin_asked(&mut self, request: AdminRequest, waiter: AdminWaiter, deadline_ms: u64, now: Time) {
         if self.admin.len() >= ADMIN_ASKS_MAX {
             return answer(waiter, Err(refused("too many requests at once")), &BTreeMap::new());
+        }
+        let is_newcomer = matches!(waiter, AdminWaiter::Newcomer);
+        if is_newcomer && self.admin.iter().any(|ask| matches!(ask.waiter, AdminWaiter::Newcomer) && ask.request == request) {
+            // It asks again and again.
+            return;
         }
         let nonce = self.next_admin;
         self.next_admin += 1;
@@ -72,10 +87,16 @@ impl Running {
                 answer(ask.waiter, Err(refused("no leader did it in time; it may still happen")), links);
                 continue;
             }
-            number += 1;
             if ask.ask_at > now || ask.started {
+                number += 1;
                 continue;
             }
+            if ask.is_stale(links) {
+                let ask = self.admin.swap_remove(number);
+                answer(ask.waiter, Err(refused("another directory lives at this seat by now")), links);
+                continue;
+            }
+            number += 1;
             ask.ask_at = now.plus_ms(ADMIN_RETRY_MS);
             match self.voter.handle_admin(ask.request.clone(), now) {
                 Ok(AdminProgress::Started) => ask.started = true,

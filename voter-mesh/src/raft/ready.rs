@@ -112,6 +112,7 @@ impl Voter {
     }
 
     pub(super) fn committed(&mut self, entries: &[raft::eraftpb::Entry]) {
+        let configured = self.configuration_run;
         let mut runs = Vec::with_capacity(entries.len());
         for entry in entries {
             let Some(run) = self.raw.store().run(entry.index).cloned() else {
@@ -128,9 +129,29 @@ impl Voter {
             }
             runs.push(run);
         }
+        if self.configuration_run != configured {
+            self.keep_commit();
+        }
         if !runs.is_empty() {
             self.events.push_back(Event::Committed(runs));
         }
+    }
+
+    /// Makes the commit index durable, which is otherwise not worth a sync. Whoever restarts must know which voters there are: with the
+    /// committed end of a joint change forgotten, it would ask for voters again that may be gone for good by then.
+    fn keep_commit(&mut self) {
+        let raft = &self.raw.raft;
+        self.writes.push_back(Write {
+            number: self.last_write,
+            term: Term(raft.term),
+            vote: RaftId(raft.vote),
+            commit: RunIndex(raft.raft_log.committed),
+            writer_term: Term(raft.term),
+            keep_through: None,
+            runs: Vec::new(),
+            install: None,
+            must_sync: true,
+        });
     }
 
     pub(super) fn drive_wants(&mut self) {

@@ -288,3 +288,29 @@ fn requests_that_hold_already_or_cannot_be_are_said_so() {
     assert_eq!(cluster.ask(leader, add(4)), Ok(AdminProgress::Done));
     assert_eq!(cluster.ask(leader, AdminRequest::Promote { seat: Seat(4) }), Err(AdminRefused::Vacant(Seat(4))));
 }
+
+#[test]
+fn after_a_replacement_a_cluster_whose_servers_all_restart_does_not_miss_the_old_life() {
+    for seed in 0..20 {
+        let mut cluster = Cluster::new(3, seed);
+        let leader = cluster.lead();
+        let wiped = cluster.follower();
+        let other = [1, 2, 3].map(id).into_iter().find(|other| *other != leader && *other != wiped).unwrap();
+        cluster.crash(wiped, false);
+        cluster.servers.remove(&wiped);
+        let next = RaftId::new(wiped.seat(), 2);
+        cluster.newcomer(next);
+        cluster.administer(&join(wiped.seat().0, 99));
+        let all = [leader, other, next];
+        assert!(cluster.run_until(10_000, |cluster| {
+            let knows =
+                |id| cluster.servers[&id].configuration.voters().contains(&next) && !cluster.servers[&id].configuration.is_joint();
+            all.into_iter().all(knows)
+        }));
+        cluster.run_ms(100);
+        // All go down at once, and one of the old voters is lost: two of the three that vote now are a majority.
+        all.into_iter().for_each(|id| cluster.crash(id, true));
+        [other, next].into_iter().for_each(|id| cluster.start(id));
+        assert!(cluster.run_until(20_000, |cluster| cluster.leader().is_some()), "seed {seed}");
+    }
+}
