@@ -102,6 +102,14 @@ fn choose(mutant: Option<Mutant>) {
 #[cfg(not(mutants))]
 fn choose(_: Option<Mutant>) {}
 
+/// Whether a seed is good without the mutant: only then is what is wrong with it the mutant's doing.
+fn innocent(mutant: Mutant, is_good: impl Fn() -> bool) -> bool {
+    choose(None);
+    let good = is_good();
+    choose(Some(mutant));
+    good
+}
+
 /// Turns a mutant on and runs these seeds, ascending, on so many threads, until `run` says that one of them is bad. The lowest bad seed
 /// that was found counts.
 pub fn hunt(mutant: Mutant, seeds: Range<u64>, threads: usize, run: impl Fn(u64) -> Option<(String, String)> + Sync) -> Hunt {
@@ -119,7 +127,9 @@ pub fn hunt(mutant: Mutant, seeds: Range<u64>, threads: usize, run: impl Fn(u64)
                     }
                     let bad = run(seed);
                     ran.fetch_add(1, Ordering::SeqCst);
-                    if let Some((checker, text)) = bad {
+                    if let Some((checker, text)) = bad
+                        && innocent(mutant, || run(seed).is_none())
+                    {
                         end.fetch_min(seed, Ordering::SeqCst);
                         let mut kill = kill.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                         if kill.as_ref().is_none_or(|known| known.seed > seed) {
