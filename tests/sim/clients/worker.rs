@@ -37,6 +37,9 @@ const OPEN_MAX: usize = 32;
 /// Calls of a burst.
 const BURST: u64 = 40;
 
+/// How long a ticket is waited for at most.
+const RESERVE: Duration = Duration::from_secs(3);
+
 /// How long one call may take while everything is being settled, before it is made again.
 const SETTLE: Duration = Duration::from_secs(15);
 
@@ -251,11 +254,15 @@ impl Worker {
 
     /// Proposes under a ticket that was asked for first, maybe once more, maybe something else.
     async fn ticketed(&self, client: &Client, command: &KvCommand) -> Said {
-        let ticket = match client.reserve(self.deadline()).await {
+        let ticket = match client.reserve(self.deadline().min(RESERVE)).await {
             Ok(ticket) => ticket,
             Err(ReserveError::SessionExpired) => return Said::Ended,
             Err(ReserveError::Superseded { .. }) => return Said::Superseded,
-            Err(_) => return Said::Nothing,
+            Err(_) => {
+                // Tickets that were left may have taken all the room.
+                self.take_up(client);
+                return Said::Nothing;
+            }
         };
         let shared = &self.machine.shared;
         match self.machine.below(8) {
