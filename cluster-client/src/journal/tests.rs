@@ -90,6 +90,58 @@ fn what_a_crash_leaves_of_an_unconfirmed_write_is_cut_and_damage_to_a_confirmed_
     }
 }
 
+/// Files whose process is killed at its first sync.
+#[derive(Debug)]
+struct Killed<T>(T);
+
+impl JournalFiles for Killed<OsFiles> {
+    fn lock(&self, path: &Path) -> io::Result<Arc<dyn JournalFile>> {
+        self.0.lock(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn JournalFile>> {
+        Ok(Arc::new(Killed(self.0.open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_directory(path)
+    }
+}
+
+impl JournalFile for Killed<Arc<dyn JournalFile>> {
+    fn read(&self) -> io::Result<Vec<u8>> {
+        self.0.read()
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Interrupted.into())
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+}
+
+#[test]
+fn nothing_is_built_on_what_was_found_before_it_is_durable() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("j");
+    let mut journal = RequestJournal::file(&path).unwrap();
+    journal.write(&every_record(), false).unwrap();
+    drop(journal);
+    // Its writer may have been killed right before the sync that its ids wait for.
+    assert!(matches!(RequestJournal::file_on(Arc::new(Killed(OsFiles)), &path), Err(JournalError::Io(_))));
+    assert_eq!(reopened(&path).unwrap(), [4, 5]);
+}
+
 #[test]
 fn a_file_of_the_first_version_is_read_by_its_own_rules_and_rewritten() {
     let directory = tempfile::tempdir().unwrap();
