@@ -1,5 +1,7 @@
-//! The README's examples, compiled, and the simulator.
+//! The README's examples, compiled, the simulator, and what is fuzzed.
 
+#[path = "../fuzz/mod.rs"]
+pub mod fuzz;
 #[path = "../sim/mod.rs"]
 pub mod sim;
 

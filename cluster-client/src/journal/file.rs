@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::record::Record;
 use super::{JournalError, JournalFile, JournalFiles, JournalStore};
 
 const MAGIC: &[u8; 8] = b"QRJRNL02";
@@ -115,6 +116,10 @@ impl JournalStore for FileStore {
         let (mut records, mut good) = (Vec::new(), MAGIC.len());
         while let Some(body) = unframe(&bytes[good..]) {
             if marked(body).is_none() {
+                // What this version cannot read is left as it is: nothing is cut or rewritten behind its back.
+                if Record::decode(body).is_none() {
+                    return Err(JournalError::Damaged { offset: good as u64 });
+                }
                 records.push(bytes.slice_ref(body));
             }
             good += HEAD_BYTES + body.len();

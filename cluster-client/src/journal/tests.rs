@@ -198,6 +198,24 @@ fn no_bytes_make_decoding_panic_and_only_whole_records_decode() {
 }
 
 #[test]
+fn a_record_that_this_version_cannot_read_is_damage_and_its_file_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("j");
+    for magic in [b"QRJRNL01", b"QRJRNL02"] {
+        let mut bytes = magic.to_vec();
+        for body in [&Record::IdEnd(RequestId(7)).encode()[..], &[200, 1, 2]] {
+            bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
+            bytes.extend_from_slice(body);
+        }
+        bytes.extend_from_slice(b"torn");
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(matches!(RequestJournal::file(&path), Err(JournalError::Damaged { offset: 25 })));
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+}
+
+#[test]
 fn a_file_torn_while_it_was_made_is_new() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("j");
