@@ -3,6 +3,7 @@
 
 mod backups;
 mod basics;
+mod chaos;
 mod commands;
 mod ending;
 mod endpoints;

@@ -3,7 +3,7 @@
 mod benches;
 mod command_line;
 mod failing_disks;
-mod fleet;
+pub(crate) mod fleet;
 mod restoring;
 mod snapshots;
 mod tools;

@@ -30,7 +30,7 @@ mod learner;
 mod machine;
 mod noise;
 mod peer;
-mod state;
+pub mod state;
 mod worker;
 
 use keys::Keys;

@@ -49,20 +49,24 @@ impl Process {
     /// # Errors
     /// How it ended instead.
     pub(crate) async fn serve(arguments: &[String], current_dir: &std::path::Path, log: File) -> Result<Self, ExitStatus> {
-        Self::serve_with(arguments, &[], current_dir, log).await
+        Self::serve_with(&[], arguments, &[], current_dir, log).await
     }
 
-    /// The same with these environment variables.
+    /// The same with these environment variables, by a command that runs another one.
     ///
     /// # Errors
     /// How it ended instead.
     pub(crate) async fn serve_with(
+        within: &[String],
         arguments: &[String],
         environment: &[(String, String)],
         current_dir: &std::path::Path,
         log: File,
     ) -> Result<Self, ExitStatus> {
-        let mut child = Command::new(quorate())
+        let binary = quorate().display().to_string();
+        let mut command = within.iter().chain([&binary]);
+        let mut child = Command::new(command.next().unwrap())
+            .args(command)
             .args(arguments)
             .envs(environment.iter().cloned())
             .args(["--until-stdin-closes", "--json"])
@@ -92,8 +96,26 @@ struct Server {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     data_dir: PathBuf,
+    host: FleetHost,
     relay: u16,
     process: Option<Process>,
+}
+
+/// Where a server runs.
+#[derive(Clone)]
+pub(crate) struct FleetHost {
+    /// The address at which it is reached.
+    pub(crate) address: String,
+    /// A command that runs another one there; nothing for here.
+    pub(crate) within: Vec<String>,
+    /// Its data directory's parent; the fleet's if nothing is said.
+    pub(crate) data: Option<PathBuf>,
+}
+
+impl Default for FleetHost {
+    fn default() -> Self {
+        Self { address: "127.0.0.1".to_owned(), within: Vec::new(), data: None }
+    }
 }
 
 /// What a fleet is like.
@@ -107,11 +129,13 @@ pub(crate) struct FleetOptions {
     pub(crate) data: Option<PathBuf>,
     /// Environment variables of every server; `{seat}` in a value becomes its seat's number.
     pub(crate) environment: Vec<(String, String)>,
+    /// Where each server runs; on loopback, where nothing is said.
+    pub(crate) hosts: Vec<FleetHost>,
 }
 
 impl Default for FleetOptions {
     fn default() -> Self {
-        Self { seats: 3, state: "log", arguments: Vec::new(), data: None, environment: Vec::new() }
+        Self { seats: 3, state: "log", arguments: Vec::new(), data: None, environment: Vec::new(), hosts: Vec::new() }
     }
 }
 
@@ -144,18 +168,21 @@ impl Fleet {
         let root = tempfile::tempdir().unwrap();
         let FleetOptions { seats, state, data, .. } = options;
         let ports = free_ports(2 * seats);
-        let peers: Vec<String> = (1..=*seats).map(|seat| format!("{seat}=127.0.0.1:{}", ports[seat - 1])).collect();
+        let hosts: Vec<FleetHost> = (0..*seats).map(|at| options.hosts.get(at).cloned().unwrap_or_default()).collect();
+        let peers: Vec<String> =
+            (1..=*seats).map(|seat| format!("{seat}={}:{}", hosts[seat - 1].address, ports[seat - 1])).collect();
         let servers = (1..=*seats).map(|seat| {
             let relay = ports[seats + seat - 1];
-            let (node, listen) = (seat.to_string(), format!("127.0.0.1:{relay}"));
-            let data_dir = data.as_deref().unwrap_or(root.path()).join(&node);
+            let host = hosts[seat - 1].clone();
+            let (node, listen) = (seat.to_string(), format!("{}:{relay}", host.address));
+            let data_dir = host.data.as_deref().or(data.as_deref()).unwrap_or(root.path()).join(&node);
             let arguments =
                 ["serve", "--node", &node, "--peers", &peers.join(","), "--listen", &listen, "--state", state, "--data-dir"];
             let arguments = arguments.iter().map(ToString::to_string).chain([data_dir.display().to_string()]);
             let arguments = arguments.chain(options.arguments.iter().cloned()).collect();
             let variable = |(name, value): &(String, String)| (name.clone(), value.replace("{seat}", &node));
             let environment = options.environment.iter().map(variable).collect();
-            Server { arguments, environment, data_dir, relay, process: None }
+            Server { arguments, environment, data_dir, host, relay, process: None }
         });
         let mut fleet = Self { servers: servers.collect(), root };
         for seat in 1..=*seats {
@@ -166,8 +193,8 @@ impl Fleet {
 
     async fn try_launch(&mut self, seat: usize) -> Result<(), ExitStatus> {
         let log = File::options().create(true).append(true).open(self.log(seat)).unwrap();
-        let Server { arguments, environment, .. } = &self.servers[seat - 1];
-        let process = Process::serve_with(arguments, environment, self.root.path(), log).await?;
+        let Server { arguments, environment, host, .. } = &self.servers[seat - 1];
+        let process = Process::serve_with(&host.within, arguments, environment, self.root.path(), log).await?;
         self.servers[seat - 1].process = Some(process);
         Ok(())
     }
@@ -186,7 +213,8 @@ impl Fleet {
     }
 
     pub(crate) fn url(&self, seat: usize) -> String {
-        format!("ws://127.0.0.1:{}/rooms/main", self.servers[seat - 1].relay)
+        let Server { host, relay, .. } = &self.servers[seat - 1];
+        format!("ws://{}:{relay}/rooms/main", host.address)
     }
 
     pub(crate) fn urls(&self) -> Vec<String> {
@@ -248,9 +276,9 @@ impl Fleet {
     /// What the server says of itself; none if it does not answer.
     pub(crate) async fn status(&self, seat: usize) -> Option<ServerStatus> {
         self.servers[seat - 1].process.as_ref()?;
-        let relay = self.servers[seat - 1].relay;
+        let Server { host, relay, .. } = &self.servers[seat - 1];
         let ask = async {
-            let mut stream = TcpStream::connect(("127.0.0.1", relay)).await.ok()?;
+            let mut stream = TcpStream::connect((host.address.as_str(), *relay)).await.ok()?;
             stream.write_all(b"GET /status?hashes HTTP/1.1\r\nhost: quorate\r\nconnection: close\r\n\r\n").await.ok()?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).await.ok()?;

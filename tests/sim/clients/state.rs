@@ -9,15 +9,17 @@ use voter_mesh::machine::{Position, RestoreError, StateMachine};
 
 /// A `kv` that remembers which command it has seen last.
 #[derive(Debug, Default)]
-pub(super) struct Watched {
-    pub(super) kv: Kv,
-    /// None before the first one, and behind a snapshot.
-    pub(super) last: Option<LogIndex>,
+pub struct Watched {
+    /// The state.
+    pub kv: Kv,
+    /// The last command's index. None before the first one, and behind a snapshot.
+    pub last: Option<LogIndex>,
 }
 
 impl Watched {
     /// SHA-256 of what the machine writes.
-    pub(super) fn hash(&self) -> [u8; 32] {
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
         let mut bytes = Vec::new();
         Kv::write(self.kv.clone(), &mut bytes).expect("memory takes all");
         Sha256::digest(bytes).into()
