@@ -67,8 +67,8 @@ impl Scenario {
         Self {
             seed,
             voters,
-            clients_percent: [50, 100, 100, 200][random.below(4) as usize],
-            faults: Duration::from_secs(60 + random.below(60)),
+            clients_percent: [10, 25, 25, 50][random.below(4) as usize],
+            faults: Duration::from_secs(120 + random.below(80)),
             kinds,
             fault_every: Duration::from_millis(500 + random.below(2_500)),
             rules,
