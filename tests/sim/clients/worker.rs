@@ -308,15 +308,16 @@ impl Worker {
     /// One thing that an application does.
     async fn step(&self, client: &Client) -> Said {
         let machine = &self.machine;
+        if machine.below(10) == 0 {
+            // A ticket that was left takes up room: not for so long that nothing can be sent any more.
+            self.take_up(client);
+        }
         match machine.below(100) {
             0..20 => self.read(client, Consistency::Linearizable).await,
             20..30 => self.read(client, Consistency::Session).await,
             30..38 => self.read(client, Consistency::Local).await,
             38..39 => self.burst(client).await,
-            39..40 => {
-                self.take_up(client);
-                self.hash(client).await;
-            }
+            39..40 => self.hash(client).await,
             40..44 => {
                 let ticket = self.open.borrow().keys().next().copied();
                 let Some(ticket) = ticket else { return Said::Nothing };
