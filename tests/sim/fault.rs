@@ -344,7 +344,8 @@ impl Doing {
                     world.kill(machine.seat, Death::Killed).await;
                 }
                 let damaged = damage(&machine, self.kind, &mut self.random);
-                if damaged.as_ref().is_some_and(|(_, at)| *at < SEGMENT_HEADER_BYTES) {
+                // What holds no second copy of itself, or is read at a start alone: the damage shows whenever the server starts again.
+                if damaged.as_ref().is_some_and(|(path, at)| *at < SEGMENT_HEADER_BYTES || path.contains("/snapshots/")) {
                     world.mark_lost(machine.seat);
                 }
                 self.happens(format_args!("{} {damaged:?}", machine.seat));

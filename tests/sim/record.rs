@@ -179,6 +179,8 @@ pub enum End {
     Shutdown,
     /// By itself, for this reason.
     Itself(String),
+    /// It refused to start on a directory that was damaged, and said why.
+    Refused(String),
 }
 
 /// The phases of a run, in order.

@@ -76,7 +76,8 @@ impl Scenario {
             pace: DiskPace { us: [(0, 0), (0, 1_000), (500, 3_000)][random.below(3) as usize], slower: 1 },
             limits: ServerLimits {
                 ring_bytes_max: 32 << 10 << random.below(4),
-                log_retain_bytes: segment_bytes << random.below(3),
+                // What a lone server trims while nobody can follow it, nobody ever sees.
+                log_retain_bytes: if voters == 1 { 1 << 30 } else { segment_bytes << random.below(3) },
                 segment_bytes,
                 // What it takes is not measured here.
                 snapshot_cpu_percent: 100,

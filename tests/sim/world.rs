@@ -56,6 +56,8 @@ pub struct World {
     crash_states: Cell<u64>,
     /// Seats that lost copies of what was acknowledged, and are not known to be whole again.
     damaged: RefCell<BTreeSet<Seat>>,
+    /// How often damage was allowed: what was seen before tells nothing of it.
+    damages: Cell<u64>,
     marks_lost: RefCell<BTreeSet<Seat>>,
     /// Servers that may end by themselves, because something was done to their disks.
     excused: RefCell<BTreeSet<Seat>>,
@@ -90,6 +92,7 @@ impl World {
             off: RefCell::default(),
             crash_states: Cell::new(0),
             damaged: RefCell::default(),
+            damages: Cell::new(0),
             marks_lost: RefCell::default(),
             excused: RefCell::default(),
             clients: RefCell::default(),
@@ -214,7 +217,12 @@ impl World {
             if !is_shutdown && !world.excused.borrow().contains(&seat) && !world.damaged.borrow().contains(&seat) {
                 world.wrong(format!("seat {seat} ended by itself: {why}"));
             }
-            world.recorder.record(What::Ended { server: seat, how: if is_shutdown { End::Shutdown } else { End::Itself(why) } });
+            let how = match (is_shutdown, is_refused) {
+                (true, _) => End::Shutdown,
+                (false, true) => End::Refused(why),
+                (false, false) => End::Itself(why),
+            };
+            world.recorder.record(What::Ended { server: seat, how });
             sleep(Duration::from_millis(RESTART_MS)).await;
             if machine.starts() != start {
                 // Somebody else has started it meanwhile.
@@ -286,6 +294,7 @@ impl World {
         let most = usize::from(self.scenario.voters - 1) / 2;
         seat.0 <= self.scenario.voters && (damaged.contains(&seat) || damaged.len() < most) && {
             damaged.insert(seat);
+            self.damages.set(self.damages.get() + 1);
             true
         }
     }
@@ -296,7 +305,11 @@ impl World {
         if self.damaged.borrow().is_empty() {
             return;
         }
+        let damages = self.damages.get();
         let statuses = self.statuses(false).await;
+        if self.damages.get() != damages {
+            return;
+        }
         let (Ok(leader), mut members) = (whole(&statuses), statuses.iter()) else { return };
         if members.all(|status| status.applied >= leader.applied && status.configuration == leader.configuration) {
             let marks = self.marks_lost.borrow();

@@ -203,6 +203,14 @@ pub(super) fn read(
         progress.fetch_add(1, Ordering::Relaxed);
         recent.push(run.clone());
     })?;
+    let (before, _) = look.recovered().before_first;
+    if before > replica.tail().run {
+        return Err(NodeError::Fatal(format!(
+            "no snapshot in {} can be read, and the log begins behind run {before}: what came before is in this directory no more. Among \
+             others this server comes back by itself on an empty directory; alone it needs a backup",
+            data.path().display()
+        )));
+    }
     let (files, verdicts) = VerdictStore::open(data, identity, replica.tail().last, options.limits.verdict_bytes_max)?;
     let mut archive = Archive::new(files, verdicts, StateFiles::new(data));
     let mut room = Room::new(room_options(options, id, identity), (replica.tail().last, replica.tail().chain), now);

@@ -53,6 +53,7 @@ impl Checker for Bounds {
     fn observe(&mut self, event: &Event, history: &History, wrong: &mut Wrong<'_>) {
         match &event.what {
             // What is committed and applied is learnt anew; the term is on disk.
+            What::Started { server, life: 1 } => drop(self.reached.remove(server)),
             What::Started { server, .. } => {
                 let known = self.reached.entry(*server).or_default();
                 *known = Reached { term: known.term, ..Reached::default() };
