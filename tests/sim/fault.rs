@@ -309,6 +309,8 @@ impl Doing {
             }
             K::FailedSync | K::FailedWrite => {
                 let machine = self.any()?;
+                // What was not synced may be gone, and whether it had been acknowledged is doubtful then.
+                world.may_damage(machine.seat).await.then_some(())?;
                 let deed = if self.kind == K::FailedWrite { Deed::Write } else { Deed::Sync };
                 let deed = if deed == Deed::Sync && self.random.below(8) == 0 { Deed::SyncDirectory } else { deed };
                 self.happens(format_args!("{} {deed:?}", machine.seat));

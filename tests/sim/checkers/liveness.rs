@@ -7,14 +7,14 @@
 //!
 //! It says nothing of how long the faults themselves may keep a system from working.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use cluster_server::{Phase as ServerPhase, ServerStatus};
 use voter_mesh::ids::{LogIndex, Seat};
 use voter_mesh::outcome::{Outcome, Reply};
 
 use super::{Checker, CheckerOptions, History, Wrong};
-use crate::sim::record::{CallId, End, Event, LearnerId, Operation, Phase, Report, Returned, What};
+use crate::sim::record::{CallId, ClientId, End, Event, LearnerId, Operation, Phase, Report, Returned, What};
 
 #[derive(Debug)]
 pub(super) struct Liveness {
@@ -26,7 +26,7 @@ pub(super) struct Liveness {
     /// Each server's last words since healing.
     statuses: BTreeMap<Seat, Box<ServerStatus>>,
     /// Calls since healing that have not returned.
-    open: BTreeSet<CallId>,
+    open: BTreeMap<CallId, ClientId>,
     applied: u64,
     /// Where learners stood when they were last asked when all was over.
     learners: BTreeMap<LearnerId, LogIndex>,
@@ -40,7 +40,7 @@ impl Liveness {
             healed_us: None,
             agreed_us: None,
             statuses: BTreeMap::new(),
-            open: BTreeSet::new(),
+            open: BTreeMap::new(),
             applied: 0,
             learners: BTreeMap::new(),
         }
@@ -91,10 +91,12 @@ impl Checker for Liveness {
             }
             What::Called { operation: Operation::Send { .. }, .. } => {}
             What::Replied { reply: Reply { repeat: false, outcome: Outcome::Applied(_), .. }, .. } => self.applied += 1,
-            What::Called { call, .. } => drop(self.open.insert(*call)),
+            What::Called { call, client, .. } => drop(self.open.insert(*call, *client)),
+            // Its process before this one did not come to hear what became of its calls.
+            What::ClientStarted { client } => self.open.retain(|_, caller| caller != client),
             What::Returned { call, outcome } => {
                 let applied = matches!(outcome, Returned::Applied { .. });
-                self.applied += u64::from(self.open.remove(call) && applied);
+                self.applied += u64::from(self.open.remove(call).is_some() && applied);
             }
             What::Learnt { learner, index, .. } if self.phase >= Some(Phase::Over) => drop(self.learners.insert(*learner, *index)),
             _ => {}
@@ -114,7 +116,7 @@ impl Checker for Liveness {
         if self.applied == 0 {
             wrong.say(|| "stuck: nothing that was called after healing took effect".to_owned());
         }
-        if let Some(call) = self.open.first() {
+        if let Some((call, _)) = self.open.first_key_value() {
             wrong.say(|| format!("{} calls made after healing never returned, the first is {}", self.open.len(), call.0));
         }
         let same = |status: &ServerStatus| (status.applied, status.state_hash.clone(), status.sessions_hash.clone());
