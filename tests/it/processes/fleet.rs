@@ -13,7 +13,7 @@ use bytes::Bytes;
 use cluster_client::{ClusterClient, LogIndex, Thin};
 use cluster_server::{Phase, ServerStatus};
 use futures_util::StreamExt;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -88,7 +88,11 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.child.id().unwrap() as i32).unwrap(), signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().unwrap() as i32).unwrap()
     }
 }
 
@@ -259,8 +263,12 @@ impl Fleet {
         self.try_launch(seat).await.expect_err("it starts")
     }
 
+    /// SIGSTOP; returns when all its threads stand still, which on a busy machine is a while after the signal.
     pub(crate) fn freeze(&self, seat: usize) {
-        self.process(seat).signal(Signal::STOP);
+        let process = self.process(seat);
+        process.signal(Signal::STOP);
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(process.pid()), options).unwrap();
     }
 
     pub(crate) fn thaw(&self, seat: usize) {
