@@ -31,6 +31,7 @@ mod machine;
 mod noise;
 mod peer;
 pub mod state;
+mod trespasser;
 mod worker;
 
 use keys::Keys;
@@ -58,6 +59,8 @@ pub struct Plan {
     pub slow: u32,
     /// Senders of bytes that are no protocol.
     pub noise: u32,
+    /// Raw clients that ask for room where there is none, and for a feed behind another history.
+    pub trespassers: u32,
     /// Milliseconds between two calls of a worker: at least, at most.
     pub think_ms: (u64, u64),
     /// Calls on one key, all clients together, before the next key.
@@ -69,7 +72,7 @@ pub struct Plan {
 impl Plan {
     /// A plan that `random` draws: every kind is in some seeds and not in others. `percent` of the usual number of workers.
     #[must_use]
-    pub fn drawn(random: &mut Random, percent: u32) -> Self {
+    pub fn drawn(random: &mut Random, percent: u32, trespassers: u32) -> Self {
         let mut some = |most: u64| if random.below(3) == 0 { 0 } else { 1 + random.below(most) as u32 };
         let (twins, learners, duplicates, slow, noise) = (some(2), some(3), some(2), some(2), some(2));
         let crowd = if random.below(4) == 0 { 8 + random.below(24) as u32 } else { 0 };
@@ -83,6 +86,7 @@ impl Plan {
             crowd,
             slow,
             noise,
+            trespassers,
             think_ms: (least, least * (2 + random.below(8))),
             key_calls_max: 60 + random.below(121) as u32,
             value_bytes_max: [16, 100, 4_000][random.below(3) as usize],
@@ -229,6 +233,9 @@ impl Fleet {
         for _ in 0..plan.crowd {
             let stampede = Rc::clone(&stampede);
             fleet.add(&mut random, false, move |machine| crowd::main(machine, Rc::clone(&stampede)));
+        }
+        for _ in 0..plan.trespassers {
+            fleet.add(&mut random, false, trespasser::main);
         }
         fleet
     }

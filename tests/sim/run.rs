@@ -170,7 +170,7 @@ async fn live(world: &Rc<World>) -> Result<(), Stuck> {
     enter(Phase::Forming);
     world.leader(FORMING).await.ok_or_else(|| stuck(world, "no leader formed"))?;
     enter(Phase::Faults);
-    let plan = Plan::drawn(&mut world.random(), world.scenario.clients_percent);
+    let plan = Plan::drawn(&mut world.random(), world.scenario.clients_percent, world.scenario.trespassers);
     let mut fleet = Fleet::start(world, plan);
     world.set_clients(fleet.hosts());
     make_trouble(world).await;

@@ -26,6 +26,8 @@ pub struct Scenario {
     pub voters: u16,
     /// Clients of each kind, in hundredths of the usual number.
     pub clients_percent: u32,
+    /// Clients that ask for what must be refused; where there are any, the session table is small.
+    pub trespassers: u32,
     /// How long faults happen.
     pub faults: Duration,
     /// Which.
@@ -64,9 +66,12 @@ impl Scenario {
         let delay_us = [(0, 500), (100, 1_000), (500, 2_000), (1_000, 20_000)][random.below(4) as usize];
         let rules = Rules { delay_us, ..Rules::default() };
         let segment_bytes = 64 << 10 << random.below(3);
-        Self {
+        // Drawn apart, so that the worlds without them stay what they were.
+        let trespassers = u32::from(Random::apart(seed, "trespassers").below(6) == 0);
+        let mut scenario = Self {
             seed,
             voters,
+            trespassers,
             clients_percent: [10, 25, 25, 50][random.below(4) as usize],
             faults: Duration::from_secs(120 + random.below(80)),
             kinds,
@@ -90,7 +95,13 @@ impl Scenario {
                 ..ReplicaLimits::default()
             },
             session_ttl: Duration::from_secs([10, 30, 3600][random.below(3) as usize]),
+        };
+        if trespassers > 0 {
+            // More than all others need, once what was left has expired.
+            scenario.replica_limits.sessions.sessions_max = 16;
+            scenario.session_ttl = Duration::from_secs(10);
         }
+        scenario
     }
 
     /// Limits of the session table.

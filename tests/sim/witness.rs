@@ -2,8 +2,8 @@
 //! documentation shows. They speak the same messages, so what the facade adds (sealing, forwarding, reads, answers that wait for the
 //! disk or do not, links that tear, progress that is forgotten) is held against an implementation that has none of it, leading and led.
 //!
-//! One seed decides all: elections, links with delay, loss, one-way cuts and tears, disks that lose what was not synced, crashes,
-//! hand-overs, proposals and reads. Then everything is mended, and the three must come to rest with all that was promised.
+//! One seed decides all: elections, links with delay, loss, one-way cuts and tears, appends that come twice, disks that lose what was
+//! not synced and one that loses what was, crashes, hand-overs, proposals and reads. Then everything is mended, and the three must come to rest with all that was promised.
 //!
 //! No membership, no snapshots: those are the facade's alone, and the whole system's simulator has them.
 
@@ -111,6 +111,7 @@ async fn live(world: &mut World) {
             Deed::Read => world.read(at),
             Deed::Propose => world.propose_some(at),
         }
+        world.bait();
         let ms = pauses_ms[world.random.below(6) as usize];
         world.run_ms(ms).await;
     }
@@ -127,6 +128,11 @@ async fn live(world: &mut World) {
     if !world.run_until(LEADER_MS, World::is_at_rest).await {
         let missing = world.missing();
         return world.wrong("liveness", format!("no rest after ten more: {missing}"));
+    }
+    // Nobody has anything to say now that would make a leader look for it.
+    if world.forget_at_rest() && !world.run_until(LEADER_MS, World::is_at_rest).await {
+        let missing = world.missing();
+        return world.wrong("liveness", format!("what was lost at rest does not come back: {missing}"));
     }
     world.look_at_disks();
     world.enter(Phase::Over);

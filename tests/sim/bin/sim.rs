@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tests::sim::fault::FaultKind;
 use tests::sim::mutants::{self, Hunt, Kill};
+use tests::sim::panics;
 use tests::sim::record::Lines;
 use tests::sim::run::{Keep, Outcome, run};
 use tests::sim::scenario::Scenario;
@@ -98,7 +99,10 @@ impl Options {
             Keep::Printed => println!("{line}"),
             _ => drop(writeln!(lines.lock().expect("no thread panics with it"), "{line}")),
         });
+        // What panicked is among what was wrong.
+        panics::note();
         let outcome = witness::run(seed, if is_kept { vec![Box::new(sink)] } else { Vec::new() });
+        drop(panics::take());
         let log = std::mem::take(&mut *log.lock().expect("no thread panics with it"));
         Outcome { log, ..outcome }
     }
@@ -260,8 +264,8 @@ fn hunt_all(options: &Options) -> ExitCode {
                 first.or_else(|| outcome.stuck.then(|| ("world".to_owned(), "it does not come to rest".to_owned())))
             })
         };
-        // The smaller world first, where there is one: it costs a hundredth.
-        let small = (mutant.part == "consensus").then(|| hunt(&Options { witness: true, ..options.clone() }));
+        // The smaller world first, where it has the part: it costs a hundredth.
+        let small = matches!(mutant.part, "consensus" | "marks").then(|| hunt(&Options { witness: true, ..options.clone() }));
         let found_small = small.filter(|hunt| hunt.kill.is_some());
         let (place, found) = found_small.map_or_else(|| ("", hunt(options)), |found| (" of the witness's world", found));
         let Hunt { kill, seeds, wall, .. } = found;

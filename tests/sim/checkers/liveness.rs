@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 
 use cluster_server::{Phase as ServerPhase, ServerStatus};
+use voter_mesh::entry::EntryKind;
 use voter_mesh::ids::{LogIndex, Seat};
 use voter_mesh::outcome::{Outcome, Reply};
 
@@ -127,8 +128,9 @@ impl Checker for Liveness {
             wrong.say(|| format!("the servers did not converge: {states:?}"));
         }
         let last = history.last();
-        // Sessions may end when nobody follows any more.
-        if first.as_ref().is_some_and(|(applied, ..)| *applied < last) {
+        // Sessions may end when nobody follows any more, and when everyone has been asked.
+        let misses = |applied: LogIndex| history.entries_from(applied.next()).any(|(_, entry)| entry.kind != EntryKind::SessionEnd);
+        if first.as_ref().is_some_and(|(applied, ..)| misses(*applied)) {
             wrong.say(|| format!("the servers end at {states:?}, and {last} is committed"));
         }
         let effective = history.last_effective();

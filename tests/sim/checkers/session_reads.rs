@@ -1,9 +1,7 @@
-//! What a client sees never goes back: a session read stands at or behind all that this client was answered before, and every read, a local
-//! one too, at or behind all that an earlier read of this client has shown.
+//! What a client sees never goes back: every read, a local one too, stands at or behind all that this client was answered before (a call
+//! returns when the own replica holds its effect), and at or behind all that an earlier read of this client has shown.
 //!
 //! From reads that say where their state stood; of the others the index oracle asks the same by their values.
-
-use cluster_client::Consistency;
 
 use super::{Checker, History, Wrong};
 use crate::sim::record::{Event, Operation, Returned, What};
@@ -23,8 +21,9 @@ impl Checker for SessionReads {
         if *applied < known.own.read {
             wrong.say(|| format!("read {} stands at {applied}; an earlier one of its client at {}", call.0, known.own.read));
         }
-        if consistency != Consistency::Local && *applied < known.own.applied {
-            wrong.say(|| format!("read {} stands at {applied}; its client was answered {} before", call.0, known.own.applied));
+        if *applied < known.own.applied {
+            let (number, answered) = (call.0, known.own.applied);
+            wrong.say(|| format!("read {number} ({consistency:?}) stands at {applied}; its client was answered {answered} before"));
         }
     }
 }

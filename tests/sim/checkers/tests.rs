@@ -149,6 +149,17 @@ caught! {
         let outcome = Outcome::Conflict;
         story.replied(Reply { session: SessionId(2), opening: Opening(2), request: RequestId(1), index, term, repeat: false, outcome });
     };
+    conflicts_that_are_answered_as_repeats: "outcomes", |story| {
+        for request in 90..94 {
+            let (first, other) = (put("k", &format!("{request}")), put("k", "other"));
+            let run = story.seal(3, &[story.command(request, &first), story.command(request, &other)]);
+            let (index, term) = (run.header().first, run.header().term);
+            story.commit(&run);
+            let outcome = Outcome::Applied(voter_mesh::machine::to_cbor(&KvReply::Written { version: index }).unwrap());
+            let (session, opening, request) = (SessionId(2), Opening(2), RequestId(request));
+            story.replied(Reply { session, opening, request, index, term, repeat: true, outcome });
+        }
+    };
     stale_for_no_reason: "outcomes", |story| {
         let (index, term, outcome) = (LogIndex(0), Term(0), Outcome::Stale);
         let (session, opening, request) = (SessionId(2), Opening(2), RequestId(40));
@@ -199,6 +210,10 @@ caught! {
     };
     a_session_read_behind_its_own_command: "session reads", |story| {
         story.read(1, Consistency::Session, "k", read("v1", 3), Some(LogIndex(3)));
+    };
+
+    a_call_that_returned_before_the_own_replica_had_it: "session reads", |story| {
+        story.read(1, Consistency::Local, "k", read("v1", 3), Some(LogIndex(3)));
     };
 
     a_learner_that_goes_back: "learner prefix", |story| story.learnt(1, 1, 3);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use relay::wire::{ClientFrame, Code, FeedMode, ResumePoint, ServerFrame, SnapshotChunk, Start};
 use sha2::{Digest, Sha256};
-use voter_mesh::ids::Seat;
+use voter_mesh::ids::{LogIndex, Seat};
 use voter_mesh::run::Run;
 
 use super::machine::Machine;
@@ -95,6 +95,10 @@ impl Follower {
             let header = run.header();
             if blocks.len() < header.verdict_bytes() {
                 return Err("a block without its verdicts".to_owned());
+            }
+            let place = self.position.map_or((LogIndex::ZERO, None), |place| (place.applied, Some(place.chain)));
+            if header.first != place.0.next() || place.1.is_some_and(|chain| chain != header.chain_before) {
+                return Err(format!("the feed goes on with {header:?} behind {place:?}"));
             }
             let verdicts = blocks.split_to(header.verdict_bytes());
             self.position = Some(ResumePoint { applied: header.last(), chain: header.chain_after });

@@ -37,6 +37,9 @@ const OPEN_MAX: usize = 32;
 /// Calls of a burst.
 const BURST: u64 = 40;
 
+/// Of how many indices one is looked at when a call was answered with it.
+const LOOK_EVERY: u64 = 4;
+
 /// How long a ticket is waited for at most.
 const RESERVE: Duration = Duration::from_secs(3);
 
@@ -226,7 +229,23 @@ impl Worker {
             return Said::Nothing;
         }
         self.returned(call, Some(command), &result);
+        if let Ok(applied) = &result
+            && applied.index.0.is_multiple_of(LOOK_EVERY)
+        {
+            // At once: what it was answered, its own replica must hold.
+            self.look(client, command).await;
+        }
         Said::of(&result)
+    }
+
+    /// Looks at the key of a command in the own replica, as it stands.
+    async fn look(&self, client: &Client, command: &KvCommand) {
+        let Client::Full(client) = client else { return };
+        let (KvCommand::Put { key, .. } | KvCommand::Delete { key } | KvCommand::CompareAndSet { key, .. }) = command;
+        let (recorder, key) = (&self.machine.shared.world.recorder, Bytes::copy_from_slice(key));
+        let call = recorder.call(self.machine.id, Operation::Read { consistency: Consistency::Local, key: key.clone() });
+        let result = client.read(Consistency::Local, |state| (read_key(&state.kv, &key), state.last)).await;
+        recorder.returned(call, Returned::of_read(result));
     }
 
     async fn outcome(&self, client: &Client, ticket: Ticket) -> Said {

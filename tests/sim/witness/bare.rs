@@ -200,6 +200,10 @@ impl Node for Bare {
         Ok(())
     }
 
+    fn lose(&mut self, _runs: usize) {
+        // Its disk loses nothing.
+    }
+
     fn tell(&mut self, told: Told, now: Time) -> Result<(), String> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let raw = &mut process.raw;

@@ -87,6 +87,8 @@ pub(super) trait Node {
     fn start(&mut self, life: u64, now: Time);
     /// Its process ends, and chance decides how much of what was on its way to the disk is there.
     fn crash(&mut self, random: &mut Random) -> Result<(), String>;
+    /// The last runs that its disk had confirmed are gone, while no process runs.
+    fn lose(&mut self, runs: usize);
     /// Something happens; what it cannot accept is a wrong of whoever caused it.
     fn tell(&mut self, told: Told, now: Time) -> Result<(), String>;
     /// A client's entries; whether it promises to see them committed as long as this life lasts.

@@ -1,10 +1,12 @@
 //! A voter of ours: the facade, fed and polled as its contract says, and a disk under it that takes its time and, when the process
-//! ends, has a prefix of what was on its way.
+//! ends, has a prefix of what was on its way. Marks stand on it as on a server's, and by the same rules they say at a start what the
+//! log's end is worth: runs that the disk had confirmed may be gone.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use voter_mesh::ids::{Incarnation, RaftId, RunIndex, Term, Time};
+use voter_mesh::log::{Mark, MarkSlots, SECTOR_BYTES, Verdict, judge, reaches};
 use voter_mesh::mesh::message::AdminRequest;
 use voter_mesh::raft::{Event, Recovered, Timing, Transmit, Voter, VoterLimits, VoterOptions, VoterStatus, Write, Written};
 use voter_mesh::run::{Run, RunHeader, Tail};
@@ -25,9 +27,9 @@ pub(super) struct Ours {
 
 #[derive(Clone)]
 struct Disk {
-    term: Term,
-    vote: RaftId,
-    commit: RunIndex,
+    /// The newest mark, as the process knows it, and both slots, as they are.
+    mark: Mark,
+    slots: [[u8; SECTOR_BYTES]; 2],
     runs: Vec<Run>,
     /// On their way.
     pending: VecDeque<Write>,
@@ -42,36 +44,69 @@ impl Disk {
     fn take(&mut self) -> Result<(), String> {
         let Some(write) = self.pending.pop_front() else { return Ok(()) };
         let Write { term, vote, commit, writer_term, keep_through, runs, install, .. } = write;
-        let votes_again = term == self.term && self.vote != RaftId::NONE && vote != self.vote;
-        if term < self.term || votes_again || writer_term > term || install.is_some() {
-            return Err(format!("term {term} vote {vote} is written over term {} vote {}", self.term, self.vote));
+        let mark = self.mark;
+        let votes_again = term == mark.term && mark.vote != RaftId::NONE && vote != mark.vote;
+        if term < mark.term || votes_again || writer_term > term || install.is_some() {
+            return Err(format!("term {term} vote {vote} is written over term {} vote {}", mark.term, mark.vote));
         }
         if let Some(keep) = keep_through {
-            if keep < self.commit && keep < self.tail().run {
-                return Err(format!("what is committed up to {} is cut above {keep}", self.commit));
+            if keep < mark.commit && keep < self.tail().run {
+                return Err(format!("what is committed up to {} is cut above {keep}", mark.commit));
             }
             self.runs.truncate(keep.0.saturating_sub(1) as usize);
         }
+        let synced_through = self.tail().run;
         for run in runs {
             if !self.tail().continues(run.header()) {
                 return Err(format!("{run:?} is written behind {:?}", self.tail()));
             }
             self.runs.push(run);
         }
-        (self.term, self.vote, self.commit) = (term, vote, self.commit.max(commit));
-        if self.commit <= self.tail().run { Ok(()) } else { Err(format!("{} is committed behind the end", self.commit)) }
+        let (last, commit) = (self.tail(), mark.commit.max(commit));
+        let must_reach = mark.must_reach.filter(|goal| !reaches(&last, goal));
+        self.write(Mark { sequence: mark.sequence + 1, term, vote, commit, last, synced_through, must_reach, ..mark });
+        if commit <= last.run { Ok(()) } else { Err(format!("{commit} is committed behind the end")) }
+    }
+
+    fn write(&mut self, mark: Mark) {
+        self.slots[mark.slot()] = mark.encode();
+        self.mark = mark;
+    }
+
+    /// What a process finds that starts on it.
+    fn recover(&mut self) {
+        let slot = |at: usize| Mark::decode(&self.slots[at], self.mark.segment, at);
+        let mark = MarkSlots([slot(0), slot(1)]).newest().expect("both were written");
+        let tail = self.tail();
+        let must_reach = match judge(&tail, false, &mark) {
+            Verdict::Clean | Verdict::Torn => None,
+            Verdict::Doubtful | Verdict::Suspect => mark.must_reach.filter(|goal| reaches(goal, &mark.last)).or(Some(mark.last)),
+        };
+        self.mark = Mark { must_reach, commit: mark.commit.min(tail.run), ..mark };
     }
 }
 
 impl Ours {
     pub(super) fn new(id: RaftId, append_bytes_max: u64, seed: u64) -> Self {
-        let Tail { term, run: commit, .. } = Tail::zero(&IDENTITY);
-        let disk = Disk { term, vote: RaftId::NONE, commit, runs: Vec::new(), pending: VecDeque::new() };
+        let last = Tail::zero(&IDENTITY);
+        let mark = Mark {
+            sequence: 0,
+            segment: 1,
+            term: last.term,
+            vote: RaftId::NONE,
+            commit: last.run,
+            last,
+            synced_through: last.run,
+            must_reach: None,
+            vote_lost: false,
+        };
+        let mut disk = Disk { mark, slots: [[0; SECTOR_BYTES]; 2], runs: Vec::new(), pending: VecDeque::new() };
+        (0..2).for_each(|sequence| disk.write(Mark { sequence, ..mark }));
         Self { id, append_bytes_max, seed, voter: None, disk }
     }
 
     fn recovered(&self) -> Recovered {
-        let Disk { term, vote, commit, runs, .. } = &self.disk;
+        let Disk { mark: Mark { term, vote, commit, must_reach, .. }, runs, .. } = &self.disk;
         let (zero, tail) = (Tail::zero(&IDENTITY), self.disk.tail());
         let mut terms: Vec<(RunIndex, Term)> = runs.iter().map(|run| (run.header().run, run.header().term)).collect();
         terms.dedup_by_key(|(_, term)| *term);
@@ -87,7 +122,7 @@ impl Ours {
             recent: runs.clone(),
             tail,
             snapshot: None,
-            suspect: None,
+            suspect: *must_reach,
             vote_lost: false,
         }
     }
@@ -133,6 +168,7 @@ impl Ours {
 
 impl Node for Ours {
     fn start(&mut self, life: u64, now: Time) {
+        self.disk.recover();
         let limits = VoterLimits {
             append_bytes_max: self.append_bytes_max,
             appends_in_flight_max: APPENDS_IN_FLIGHT_MAX,
@@ -156,6 +192,10 @@ impl Node for Ours {
         let result = (0..kept).try_for_each(|_| self.disk.take());
         self.disk.pending.clear();
         result
+    }
+
+    fn lose(&mut self, runs: usize) {
+        self.disk.runs.truncate(self.disk.runs.len().saturating_sub(runs));
     }
 
     fn tell(&mut self, told: Told, now: Time) -> Result<(), String> {
@@ -211,6 +251,6 @@ impl Node for Ours {
     }
 
     fn vote(&self) -> (Term, RaftId) {
-        (self.disk.term, self.disk.vote)
+        (self.disk.mark.term, self.disk.mark.vote)
     }
 }

@@ -21,6 +21,12 @@ use crate::sim::run::Outcome;
 /// Milliseconds since 1970 when a world begins.
 const BEGAN_MS: u64 = 1_700_000_000_000;
 
+/// Runs that a disk loses at most, which it had confirmed.
+const LOST_MAX: u64 = 8;
+
+/// How much later than itself a message may come once more, in microseconds.
+const LATE_US: u64 = 40_000;
+
 /// How far apart the voters' wall clocks are, at most.
 const SKEW_MS: u64 = 5_000;
 
@@ -67,8 +73,31 @@ struct Machine {
     told: usize,
 }
 
+/// What else befalls a world. It is drawn apart from all else, and most of it is in some worlds alone.
+struct Baits {
+    random: Random,
+    /// Whose disk loses what it had confirmed; one of ours, and never another one: the rest is a majority.
+    forgetful: Option<RaftId>,
+    /// Appends that come once more, late, in a thousand.
+    late_permille: u64,
+    /// Whether those who elected a leader end as it is cut off.
+    all_end: bool,
+}
+
+impl Baits {
+    fn drawn(seed: u64, witness: RaftId) -> Self {
+        let mut random = Random::apart(seed, "baits");
+        let ours: Vec<RaftId> = ids().into_iter().filter(|id| *id != witness).collect();
+        let forgetful = pick(&mut random, &[None, None, Some(ours[0]), Some(ours[1])]);
+        let late_permille = pick(&mut random, &[0, 0, 50, 300]);
+        let all_end = random.below(2) == 0;
+        Self { random, forgetful, late_permille, all_end }
+    }
+}
+
 pub(super) struct World {
     pub(super) random: Random,
+    baits: Baits,
     recorder: Recorder,
     violations: Vec<Violation>,
     witness: RaftId,
@@ -155,6 +184,7 @@ impl World {
         let machines = ids().map(|id| (id, machine(id, &mut random))).into();
         let mut world = Self {
             random,
+            baits: Baits::drawn(seed, witness),
             recorder,
             violations: Vec::new(),
             witness,
@@ -275,6 +305,34 @@ impl World {
         }
     }
 
+    /// By chance, a disk loses runs that it had confirmed; whoever leads is cut off with what it has.
+    pub(super) fn bait(&mut self) {
+        let Some(id) = self.baits.forgetful.filter(|_| self.baits.random.below(12) == 0) else { return };
+        if self.baits.random.below(3) > 0 {
+            self.depose();
+        }
+        self.forget(id);
+    }
+
+    /// A process ends, and comes back without the last runs that its disk had confirmed.
+    fn forget(&mut self, id: RaftId) {
+        self.crash(id);
+        let lost = 1 + self.baits.random.below(LOST_MAX);
+        self.fault("runs lost", format!("{lost} of {id}"));
+        self.machine(id).node.lose(lost as usize);
+        let us = self.baits.random.below(100_000);
+        self.after(us, Happening::Start { at: id });
+    }
+
+    /// In a world at rest that one of ours leads, the other one forgets. Whether it did.
+    pub(super) fn forget_at_rest(&mut self) -> bool {
+        let leader = self.leader();
+        let follower = ids().into_iter().find(|id| *id != self.witness && Some(*id) != leader);
+        let Some(id) = follower.filter(|_| leader.is_some_and(|leader| leader != self.witness)) else { return false };
+        self.forget(id);
+        true
+    }
+
     // ---- links
 
     /// Breaks a link; it comes back by itself, unless it is severed.
@@ -361,7 +419,13 @@ impl World {
         *last = arrives.max(*last + 1);
         let at = *last;
         match travelled(message) {
-            Ok(message) => self.at(at, Happening::Arrive { from, to, link, message }),
+            Ok(message) => {
+                if matches!(message, Message::Append { .. }) && self.baits.random.below(1_000) < self.baits.late_permille {
+                    let late = at + self.baits.random.below(LATE_US);
+                    self.at(late, Happening::Arrive { from, to, link, message: message.clone() });
+                }
+                self.at(at, Happening::Arrive { from, to, link, message });
+            }
             Err(text) => self.wrong("wire", format!("{from} to {to}: {text}")),
         }
     }
@@ -539,7 +603,15 @@ impl World {
             return;
         }
         if self.random.below(2) == 0 {
-            return self.isolate(id);
+            self.isolate(id);
+            if moment == Moment::Led && self.baits.all_end {
+                for other in ids().into_iter().filter(|other| *other != id) {
+                    self.crash(other);
+                    let us = self.baits.random.below(100_000);
+                    self.after(us, Happening::Start { at: other });
+                }
+            }
+            return;
         }
         let (life, us) = (self.machine(id).life, self.within(self.net_us));
         self.after(us, Happening::Ambush { at: id, life });
