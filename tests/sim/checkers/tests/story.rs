@@ -100,7 +100,7 @@ impl Story {
         story.read(1, Consistency::Session, "k", read("v2", 5), Some(LogIndex(5)));
         story.call_applied(2, propose(delete("k")));
         story.read(1, Consistency::Linearizable, "k", None, None);
-        story.read(2, Consistency::Local, "k", read("v2", 5), Some(LogIndex(5)));
+        story.read(1, Consistency::Local, "k", read("v2", 5), Some(LogIndex(5)));
         let lost = story.call(2, propose(put("k", "never sent")));
         story.returned(lost, Returned::NoEffect("not sent"));
         for index in [4, 5, 6] {
