@@ -38,7 +38,7 @@ pub const MUTANTS: [Mutant; 38] = [
     mutant("mutant:stale_leader_reads", "consensus", "a leader answers reads without asking whether it still is one"),
     mutant("mutant:suspect_votes", "consensus", "a server that lost what it had acknowledged elects whoever lacks it too"),
     mutant("mutant:forwarded_once", "consensus", "what was given to a leader that is gone is not given to the next one"),
-    mutant("mutant:wiped_server_votes", "consensus", "a server with an empty directory takes its old place"),
+    mutant("mutant:wiped_server_votes", "forming", "a server with an empty directory takes its old place"),
     mutant("mutant:suspect_cut_as_torn", "marks", "what is missing at the log's end is taken for a write that nobody was told of"),
     mutant("mutant:mark_without_vote", "marks", "the mark forgets the vote"),
     mutant("mutant:log_without_sync", "log", "writes are confirmed without a sync"),
