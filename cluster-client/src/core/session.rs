@@ -213,8 +213,11 @@ impl<W: Waiters> Core<W> {
                 self.go_live(link, record);
             }
             (&Session::Opening { secret, ours: false, .. }, Asked::Open) => {
-                self.journal_session([Record::Session(record)]);
-                self.begin_attach(secret, session, opening);
+                // Another copy of the journal may have attached since, and used the same ids: all that this one holds is the first opening,
+                // whatever the present one is. It has the session's number.
+                let first = Opening(session.0);
+                self.journal_session([Record::Session(SessionRecord { opening: first, ..record })]);
+                self.begin_attach(secret, session, first);
             }
             (&Session::Attaching { secret, session: known, attach, ours, .. }, Asked::Attach) if known == session => {
                 if ours {

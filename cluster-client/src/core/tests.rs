@@ -141,6 +141,28 @@ fn a_copied_journal_is_superseded_by_whoever_opens_it_last() {
 }
 
 #[test]
+fn a_copy_of_a_journal_without_a_session_does_not_go_on_with_the_one_that_the_other_copy_opened() {
+    let mut world = World::new(1);
+    world.mute.insert(0);
+    world.propose(put("a"));
+    world.run_for(10);
+    assert!(world.journal.secret.is_some() && world.journal.session.is_none());
+    world.mute.clear();
+    let copy = world.journal.clone();
+    world.restart_client(options(1));
+    let call = world.propose(put("b"));
+    world.run_for(100);
+    world.told(call).clone().unwrap();
+
+    // It is told the present opening, and does not hold it: the ids that it would use are used.
+    world.open_client(options(1), &copy);
+    let call = world.propose(put("c"));
+    world.run_for(100);
+    assert!(matches!(world.told(call), Err(ProposeError::Superseded { .. })));
+    assert_eq!(world.effects(&put("c")), 0);
+}
+
+#[test]
 fn an_attach_that_a_crash_left_unsettled_is_settled_and_then_made_anew() {
     let mut world = World::new(1);
     let call = world.propose(put("a"));
