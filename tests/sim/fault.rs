@@ -2,8 +2,9 @@
 //! faults end is undone by healing ([`World::heal`]).
 //!
 //! What the promises do not cover is not done. Damage (a wiped directory, rot, a write in the wrong place) takes copies of what was
-//! acknowledged; it stays below a majority of the voters, counted until the damaged ones are whole again, and never hits a lone voter. All else may happen
-//! to everybody at once.
+//! acknowledged; it stays below a majority of the voters, counted until the damaged ones are whole again, and never hits a lone voter. After
+//! a power cut in the midst of a write a server may doubt its last batch, which only the others can settle: where some of them are damaged, it
+//! counts as damage too. All else may happen to everybody at once.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,13 +28,14 @@ const DOWN: Range = (10, 12_000);
 /// How long other misfortunes last.
 const LASTS: Range = (200, 12_000);
 
+/// How long a disk waits for the deed that it is to fail.
+const FAILS_WITHIN: Duration = Duration::from_secs(20);
+
 /// How long a change of the membership may take.
 const ADMIN_WAIT: Duration = Duration::from_secs(20);
 
 /// Where a segment of the log has its header and its marks.
 const SEGMENT_HEADER_BYTES: usize = 12 << 10;
-
-const EIO: i32 = 5;
 
 /// What can be done to the world.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -224,6 +226,11 @@ impl Doing {
         if running.is_empty() { None } else { Some(running.swap_remove(self.random.below(running.len() as u64) as usize)) }
     }
 
+    /// One way to die suddenly or the other.
+    async fn death(&mut self, seat: Seat) -> Death {
+        if self.random.below(2) == 0 { Death::Killed } else { self.world.power_cut(seat).await }
+    }
+
     /// Any two machines, in any order.
     fn pair(&mut self) -> Option<(Rc<Machine>, Rc<Machine>)> {
         let mut machines = self.world.machines();
@@ -242,15 +249,20 @@ impl Doing {
             K::Kill | K::PowerCut => {
                 let seat = self.any()?.seat;
                 self.happens(seat);
-                world.kill(seat, if self.kind == K::Kill { Death::Killed } else { Death::PowerLost }).await;
+                let death = if self.kind == K::Kill { Death::Killed } else { world.power_cut(seat).await };
+                world.kill(seat, death).await;
                 self.wait(DOWN).await;
                 world.start(seat);
             }
             K::Blackout => {
                 let machines = world.machines();
                 self.happens("all");
+                let mut deaths = Vec::new();
                 for machine in &machines {
-                    world.kill(machine.seat, Death::PowerLost).await;
+                    deaths.push((machine.seat, world.power_cut(machine.seat).await));
+                }
+                for (seat, death) in deaths {
+                    world.kill(seat, death).await;
                 }
                 for machine in machines {
                     self.wait((0, 2_000)).await;
@@ -265,7 +277,7 @@ impl Doing {
                     machine.live_on();
                 }
                 if machine.running().is_none() && running.process.exit().is_none() {
-                    let death = if self.random.below(2) == 0 { Death::Killed } else { Death::PowerLost };
+                    let death = self.death(machine.seat).await;
                     self.happens(format_args!("{} {death:?}", machine.seat));
                     world.kill(machine.seat, death).await;
                     self.wait(DOWN).await;
@@ -276,7 +288,7 @@ impl Doing {
                 let seat = self.any()?.seat;
                 for _ in 0..3 + self.random.below(8) {
                     self.happens(seat);
-                    let death = if self.random.below(2) == 0 { Death::Killed } else { Death::PowerLost };
+                    let death = self.death(seat).await;
                     world.kill(seat, death).await;
                     self.wait((0, 200)).await;
                     world.start(seat);
@@ -314,9 +326,8 @@ impl Doing {
                 let deed = if self.kind == K::FailedWrite { Deed::Write } else { Deed::Sync };
                 let deed = if deed == Deed::Sync && self.random.below(8) == 0 { Deed::SyncDirectory } else { deed };
                 self.happens(format_args!("{} {deed:?}", machine.seat));
-                world.excuse(machine.seat);
-                let at = machine.disk().count(deed) + self.random.below(30);
-                machine.disk().set_faults(DiskFaults { once: Some((deed, at, EIO)), capacity_bytes: None }, self.random.next());
+                let (after, seed) = (self.random.below(30), self.random.next());
+                world.fail_once(&machine, deed, after, seed, FAILS_WITHIN).await;
             }
             K::DiskFull => {
                 let machine = self.any()?;

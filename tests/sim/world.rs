@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use voter_mesh::ids::{RaftId, Seat};
 use voter_mesh::mesh::codec::{MeshMessage, decode};
 
-use super::disk::Faults as DiskFaults;
+use super::disk::{Deed, Faults as DiskFaults};
 use super::fault::{Doing, FaultKind};
 use super::frames::hello;
 use super::net::{Death, SimNet, Tapped};
@@ -33,6 +33,9 @@ const REFUSED: Duration = Duration::from_secs(1);
 
 /// How long a server may take to say how it is.
 const STATUS_WAIT: Duration = Duration::from_secs(5);
+
+/// What a disk says that fails.
+const EIO: i32 = 5;
 
 /// Between two looks at servers that are waited for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -56,6 +59,10 @@ pub struct World {
     crash_states: Cell<u64>,
     /// Seats that lost copies of what was acknowledged, and are not known to be whole again.
     damaged: RefCell<BTreeSet<Seat>>,
+    /// Seats whose power was cut, and that are not known to be whole again: they may not know whether they acknowledged their last batch.
+    doubted: RefCell<BTreeSet<Seat>>,
+    /// Seats whose disks will fail them, and have not yet.
+    armed: RefCell<BTreeSet<Seat>>,
     /// How often damage was allowed: what was seen before tells nothing of it.
     damages: Cell<u64>,
     marks_lost: RefCell<BTreeSet<Seat>>,
@@ -92,6 +99,8 @@ impl World {
             off: RefCell::default(),
             crash_states: Cell::new(0),
             damaged: RefCell::default(),
+            doubted: RefCell::default(),
+            armed: RefCell::default(),
             damages: Cell::new(0),
             marks_lost: RefCell::default(),
             excused: RefCell::default(),
@@ -290,19 +299,54 @@ impl World {
     /// Whether a copy of what was acknowledged may be lost at this seat; if so, it is taken for lost.
     pub async fn may_damage(&self, seat: Seat) -> bool {
         self.look_for_damage().await;
-        let mut damaged = self.damaged.borrow_mut();
-        let most = usize::from(self.scenario.voters - 1) / 2;
-        seat.0 <= self.scenario.voters && (damaged.contains(&seat) || damaged.len() < most) && {
-            damaged.insert(seat);
+        let is_few = self.is_few(seat);
+        if is_few {
+            self.damaged.borrow_mut().insert(seat);
             self.damages.set(self.damages.get() + 1);
-            true
         }
+        is_few
+    }
+
+    /// How a seat's server dies that is to lose its power. Where others have lost what they cannot get back without it, it is killed and no
+    /// more: after a power cut it might not know whether it had acknowledged its last batch, and nobody else would.
+    pub async fn power_cut(&self, seat: Seat) -> Death {
+        self.look_for_damage().await;
+        let others_are_whole = self.damaged.borrow().iter().all(|damaged| *damaged == seat);
+        if !others_are_whole && !self.is_few(seat) {
+            return Death::Killed;
+        }
+        self.doubted.borrow_mut().insert(seat);
+        self.damages.set(self.damages.get() + 1);
+        Death::PowerLost
+    }
+
+    /// Makes a seat's disk fail its server once, at the deed of this number from now on; waits until it has, or the server is gone.
+    pub async fn fail_once(&self, machine: &Machine, deed: Deed, after: u64, seed: u64, within: Duration) {
+        let Some(running) = machine.running() else { return };
+        if !self.armed.borrow_mut().insert(machine.seat) {
+            return;
+        }
+        self.excuse(machine.seat);
+        let disk = machine.disk();
+        let at = disk.count(deed) + after;
+        disk.set_faults(DiskFaults { once: Some((deed, at, EIO)), capacity_bytes: None }, seed);
+        let _ = timeout(within, running.process.gone()).await;
+        disk.set_faults(DiskFaults::default(), 0);
+        self.damages.set(self.damages.get() + 1);
+        self.armed.borrow_mut().remove(&machine.seat);
+    }
+
+    /// Whether fewer than half of the voters have lost anything, this one included.
+    fn is_few(&self, seat: Seat) -> bool {
+        let (damaged, doubted) = (self.damaged.borrow(), self.doubted.borrow());
+        let others = damaged.union(&doubted).filter(|other| **other != seat).count();
+        seat.0 <= self.scenario.voters && others < usize::from(self.scenario.voters - 1) / 2
     }
 
     /// Forgets damage that is repaired: everybody is whole, has applied what the leader has, and knows of no other voters than it does. A change of
     /// voters that one of them has not heard of still needs the old ones.
     async fn look_for_damage(&self) {
-        if self.damaged.borrow().is_empty() {
+        if self.damaged.borrow().is_empty() && self.doubted.borrow().is_empty() {
             return;
         }
         let damages = self.damages.get();
@@ -312,8 +356,9 @@ impl World {
         }
         let (Ok(leader), mut members) = (whole(&statuses), statuses.iter()) else { return };
         if members.all(|status| status.applied >= leader.applied && status.configuration == leader.configuration) {
-            let marks = self.marks_lost.borrow();
-            self.damaged.borrow_mut().retain(|seat| marks.contains(seat));
+            let (marks, armed) = (self.marks_lost.borrow(), self.armed.borrow());
+            self.damaged.borrow_mut().retain(|seat| marks.contains(seat) || armed.contains(seat));
+            self.doubted.borrow_mut().clear();
         }
     }
 
