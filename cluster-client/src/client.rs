@@ -271,8 +271,7 @@ impl<M: Form> ClusterClient<M> {
     }
 
     /// Proposes under a reserved ticket. Doing so again with the same command, also after a crash, gets the first outcome. Another
-    /// command never takes effect under it: the call gets `Conflict` or, because replies name the ticket alone, what the first command
-    /// came to, if a server tells that once more.
+    /// command never takes effect under it: the call gets `Conflict`.
     ///
     /// Dropping the future as for `propose`; a ticket that was not sent stays reserved.
     #[must_use = "a proposal does nothing until it is awaited"]

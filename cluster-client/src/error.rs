@@ -111,7 +111,8 @@ pub enum ProposeError {
     /// The state machine cannot decode it. No effect, now or ever.
     #[error("the state machine cannot decode the command")]
     Undecodable,
-    /// The same ticket was used with another command. This one has no effect; the first one's outcome stands.
+    /// The same ticket was used with another command, here or through a copy of the journal. This one has no effect; the first one's outcome
+    /// stands.
     #[error("the ticket was used with another command")]
     Conflict,
     /// The ticket was answered or given up long ago. No effect by this attempt.

@@ -281,6 +281,8 @@ pub struct WireReply {
     pub index: LogIndex,
     /// Its term.
     pub term: Term,
+    /// CRC-32C of the payload that was judged, for the same id may have been sent with several; 0 where no entry stands behind the answer.
+    pub payload_crc: u32,
     /// Whether an earlier entry recorded it.
     pub repeat: bool,
     /// What became of the command.

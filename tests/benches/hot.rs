@@ -169,6 +169,7 @@ fn frames(criterion: &mut Criterion) {
         id: RequestId(1_000 + id),
         index: LogIndex(70_000 + id),
         term: Term(3),
+        payload_crc: 0xFEDC_BA98,
         repeat: false,
         outcome: Outcome::Applied(Bytes::from_static(&PAYLOAD[..16])),
     };

@@ -205,8 +205,14 @@ impl World {
                     _ => words.wrong("an outcome"),
                 };
                 let index = LogIndex(words.after("at").unwrap_or(0));
+                // Of the command that waits under this id, unless another one is named.
+                let other = words.after::<String>("for").map(Bytes::from);
+                let own = || {
+                    self.core().unanswered().into_iter().find(|(ticket, _)| ticket.request == id).and_then(|(_, payload)| payload)
+                };
+                let payload_crc = crc32c::crc32c(&other.or_else(own).unwrap_or_default());
                 let repeat = words.is("repeat");
-                ServerFrame::Replies(vec![WireReply { id, index, term: Term(1), repeat, outcome }])
+                ServerFrame::Replies(vec![WireReply { id, index, term: Term(1), payload_crc, repeat, outcome }])
             }
             // A piece of a state of 10 bytes.
             "snapshot" => {

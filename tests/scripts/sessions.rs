@@ -64,7 +64,7 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
 }
 
 fn reply(reply: &Reply) -> String {
-    let Reply { session, opening, request, index, term, repeat, outcome: what } = reply;
+    let Reply { session, opening, request, index, term, repeat, outcome: what, .. } = reply;
     let repeat = if *repeat { ", a repeat" } else { "" };
     format!("request {request} of {session}/{opening}: {} at {index} t{term}{repeat}", outcome(what))
 }

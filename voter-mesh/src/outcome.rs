@@ -38,6 +38,9 @@ pub struct Reply {
     pub index: LogIndex,
     /// The term of that entry.
     pub term: Term,
+    /// Checksum of the payload that was judged, as in [`EntryHeader`](crate::entry::EntryHeader); 0 where no entry stands behind the answer. A request
+    /// id alone does not say which command is meant: it may have been used with several.
+    pub payload_crc: u32,
     /// Whether the outcome was recorded by an earlier entry.
     pub repeat: bool,
     /// What became of it.

@@ -244,17 +244,17 @@ impl Sessions {
     #[must_use]
     pub fn recorded(&self, session: SessionId, request: RequestId) -> Option<Reply> {
         let known = self.sessions.get(&session)?;
-        let unjudged = |outcome| (LogIndex::ZERO, Term(0), false, outcome);
-        let (index, term, repeat, outcome) = if request < known.floor {
+        let unjudged = |outcome| (LogIndex::ZERO, Term(0), 0, false, outcome);
+        let (index, term, payload_crc, repeat, outcome) = if request < known.floor {
             unjudged(Outcome::Stale)
         } else if let Some(record) = known.find(request).ok().and_then(|at| known.records.get(at)) {
-            (record.index, record.term, true, record.outcome())
+            (record.index, record.term, record.payload_crc, true, record.outcome())
         } else if known.broken {
             unjudged(Outcome::WindowBroken)
         } else {
             return None;
         };
-        Some(Reply { session, opening: known.opening, request, index, term, repeat, outcome })
+        Some(Reply { session, opening: known.opening, request, index, term, payload_crc, repeat, outcome })
     }
 
     /// Sessions that broke their window and are still to be ended, ascending.
@@ -351,8 +351,8 @@ impl Sessions {
         at: &Position,
         effect: impl FnOnce() -> Result<Bytes, Undecodable>,
     ) -> (bool, Reply) {
-        let EntryHeader { session, opening, request, .. } = *header;
-        let reply = |index, term, repeat, outcome| Reply { session, opening, request, index, term, repeat, outcome };
+        let EntryHeader { session, opening, request, payload_crc, .. } = *header;
+        let reply = |index, term, repeat, outcome| Reply { session, opening, request, index, term, payload_crc, repeat, outcome };
         let without_effect = |outcome| (false, reply(at.index, at.term, false, outcome));
 
         let Some(known) = self.sessions.get_mut(&session) else { return without_effect(Outcome::SessionExpired) };
@@ -401,7 +401,7 @@ impl Sessions {
             Ok(reply) => (true, Kept::Elided(Sha256::digest(&reply).into()), Outcome::Applied(reply)),
             Err(Undecodable) => (false, Kept::Undecodable, Outcome::Undecodable),
         };
-        let EntryHeader { payload_bytes, payload_crc, .. } = *header;
+        let payload_bytes = header.payload_bytes;
         known.records.insert(place, Record { request, index: at.index, term: at.term, payload_bytes, payload_crc, kept });
         (effective, reply(at.index, at.term, false, outcome))
     }

@@ -372,12 +372,17 @@ impl<W: Waiters> Core<W> {
     }
 
     pub(super) fn take_reply(&mut self, reply: WireReply) {
-        let WireReply { id, index, term, repeat, outcome } = reply;
+        let WireReply { id, index, term, payload_crc, repeat, outcome } = reply;
         let Some(request) = self.window.requests.get_mut(&id).filter(|request| matches!(request.stage, Stage::Open)) else {
             return;
         };
         self.acknowledged = self.acknowledged.max(index);
+        let is_its_own = payload_crc == crc32c::crc32c(&request.payload);
         let result = match outcome {
+            // What became of another command under the same id, and with that of this one.
+            Outcome::Applied(_) | Outcome::Elided(_) | Outcome::Undecodable if !is_its_own => Err(ProposeError::Conflict),
+            // The other command had no effect because of what came before it. That may be this one.
+            Outcome::Conflict if !is_its_own => return,
             Outcome::Applied(reply) => Ok(Answer { index, term, repeat, reply }),
             Outcome::Elided(hash) => Err(ProposeError::Elided { index, term, hash }),
             Outcome::Undecodable => Err(ProposeError::Undecodable),

@@ -197,7 +197,17 @@ fn a_reply_that_is_ahead_of_the_feed_waits_for_it() {
     let call = world.propose(put("a"));
     let (id, index) = (*world.journal.open.keys().next().unwrap(), world.client.core.position.unwrap().0.next());
     let outcome = voter_mesh::outcome::Outcome::Applied(Bytes::from_static(b"early"));
-    world.say(0, ServerFrame::Replies(vec![WireReply { id, index, term: Term(1), repeat: false, outcome }]));
+    world.say(
+        0,
+        ServerFrame::Replies(vec![WireReply {
+            id,
+            index,
+            term: Term(1),
+            payload_crc: crc32c::crc32c(&put("a")),
+            repeat: false,
+            outcome,
+        }]),
+    );
     assert!(!world.client.proposed.contains_key(&call));
     world.cluster.quorum = true;
     world.run_for(10);
@@ -637,6 +647,7 @@ fn an_expired_session_is_told_and_never_replaced_quietly() {
         id: *world.journal.open.keys().next().unwrap(),
         index: LogIndex::ZERO,
         term: Term(0),
+        payload_crc: 0,
         repeat: false,
         outcome: voter_mesh::outcome::Outcome::SessionExpired,
     };

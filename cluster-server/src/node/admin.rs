@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 use voter_mesh::ids::{Seat, Time};
 use voter_mesh::mesh::message::{AdminFailure, AdminRequest, Message};
-use voter_mesh::raft::{AdminProgress, AdminRefused};
+use voter_mesh::raft::{AdminProgress, AdminRefused, RaftRole};
 
 use super::running::{Running, send};
 use crate::mesh::{Link, MeshMessage};
@@ -55,6 +55,12 @@ impl AdminAsk {
         }
     }
 
+    /// Whether it would let in a directory that this server has no link to. A leader waits for one: without it, it cannot tell a directory that
+    /// is there from one that is gone, whose request some other server still passes on, and it could not send it anything anyway.
+    fn is_out_of_reach(&self, links: &BTreeMap<Seat, Link>) -> bool {
+        matches!(&self.request, AdminRequest::Join { seat, .. } if !links.contains_key(seat))
+    }
+
     pub(super) fn ask_again(&mut self, now: Time) {
         self.started = false;
         self.ask_at = now;
@@ -98,6 +104,9 @@ impl Running {
             }
             number += 1;
             ask.ask_at = now.plus_ms(ADMIN_RETRY_MS);
+            if self.role == RaftRole::Leader && ask.is_out_of_reach(links) {
+                continue;
+            }
             match self.voter.handle_admin(ask.request.clone(), now) {
                 Ok(AdminProgress::Started) => ask.started = true,
                 Ok(AdminProgress::Done) => {

@@ -35,12 +35,13 @@ fn wire_reply(reply: Reply) -> WireReply {
         Outcome::Applied(bytes) if bytes.len() > REPLY_BYTES_MAX => Outcome::Elided(Sha256::digest(&bytes).into()),
         outcome => outcome,
     };
-    WireReply { id: reply.request, index: reply.index, term: reply.term, repeat: reply.repeat, outcome }
+    let Reply { request: id, index, term, payload_crc, repeat, .. } = reply;
+    WireReply { id, index, term, payload_crc, repeat, outcome }
 }
 
 /// An answer that no entry stands behind.
 fn without_entry(id: RequestId, outcome: Outcome) -> WireReply {
-    WireReply { id, index: LogIndex::ZERO, term: Term(0), repeat: false, outcome }
+    WireReply { id, index: LogIndex::ZERO, term: Term(0), payload_crc: 0, repeat: false, outcome }
 }
 
 impl Room {

@@ -422,7 +422,7 @@ impl Proposal {
 }
 
 impl WireReply {
-    const HEAD_BYTES_MAX: usize = 3 + 4 * HEAD_BYTES_MAX;
+    const HEAD_BYTES_MAX: usize = 3 + 5 * HEAD_BYTES_MAX;
 
     /// Bytes that this reply takes on the wire, at most.
     #[must_use]
@@ -436,11 +436,12 @@ impl WireReply {
     }
 
     fn read(reader: &mut Reader<'_>, message: &Bytes) -> Result<Self, WireError> {
-        reader.tuple(6)?;
+        reader.tuple(7)?;
         Ok(Self {
             id: RequestId(reader.uint()?),
             index: LogIndex(reader.uint()?),
             term: Term(reader.uint()?),
+            payload_crc: reader.narrow()?,
             repeat: reader.bool()?,
             outcome: match reader.uint()? {
                 0 => Outcome::Applied(message.slice_ref(reader.bytes(usize::MAX)?)),
@@ -457,10 +458,11 @@ impl WireReply {
     }
 
     fn put(&self, to: &mut BytesMut) {
-        cbor::put_array(to, 6);
+        cbor::put_array(to, 7);
         cbor::put_uint(to, self.id.0);
         cbor::put_uint(to, self.index.0);
         cbor::put_uint(to, self.term.0);
+        cbor::put_uint(to, self.payload_crc.into());
         cbor::put_bool(to, self.repeat);
         let tag = match &self.outcome {
             Outcome::Applied(_) => 0,

@@ -203,13 +203,10 @@ fn admit() -> impl Strategy<Value = Admit> {
 
 fn server_frame() -> impl Strategy<Value = ServerFrame> {
     let retry = || prop::option::of(any::<u32>());
-    let reply = (id(), index(), number(), any::<bool>(), outcome()).prop_map(|(id, index, term, repeat, outcome)| WireReply {
-        id,
-        index,
-        term: Term(term),
-        repeat,
-        outcome,
-    });
+    let reply =
+        (id(), index(), number(), any::<(u32, bool)>(), outcome()).prop_map(|(id, index, term, (payload_crc, repeat), outcome)| {
+            WireReply { id, index, term: Term(term), payload_crc, repeat, outcome }
+        });
     let chunk = (index(), chain(), number(), number(), any::<[u8; 32]>(), bytes(200))
         .prop_map(|(index, chain, offset, total, hash, bytes)| SnapshotChunk { index, chain, offset, total, hash, bytes });
     prop_oneof![
@@ -354,6 +351,7 @@ fn hot_frames() {
             id: RequestId(1000 + id),
             index: LogIndex(70_000 + id),
             term: Term(3),
+            payload_crc: 0xFEDC_BA98,
             repeat: false,
             outcome: Outcome::Applied(Bytes::from(vec![7; 16])),
         })

@@ -52,12 +52,8 @@ impl Checker for Bounds {
 
     fn observe(&mut self, event: &Event, history: &History, wrong: &mut Wrong<'_>) {
         match &event.what {
-            // What is committed and applied is learnt anew; the term is on disk.
-            What::Started { server, life: 1 } => drop(self.reached.remove(server)),
-            What::Started { server, .. } => {
-                let known = self.reached.entry(*server).or_default();
-                *known = Reached { term: known.term, ..Reached::default() };
-            }
+            // Of what it said of itself, nothing need have been durable: what others were told is the other checkers' affair.
+            What::Started { server, .. } => drop(self.reached.remove(server)),
             What::Wiped { server } => drop(self.reached.remove(server)),
             // It says nothing of itself before it takes part.
             What::Status { server, status } if status.id.is_some() && status.recovery.is_none() => {

@@ -52,7 +52,7 @@ const UNTOLD_MAX: usize = 3;
 
 /// Whether this entry comes to this outcome for its own request.
 fn right(entry: &Entry, reply: &Reply) -> bool {
-    (entry.session, entry.request, entry.term) == (reply.session, reply.request, reply.term)
+    (entry.session, entry.request, entry.term, entry.payload_crc) == (reply.session, reply.request, reply.term, reply.payload_crc)
         && match (&reply.outcome, entry.fate) {
             (Outcome::Applied(bytes), Fate::Effective(expected)) => from_cbor(bytes) == Ok(expected),
             (Outcome::Elided(_), Fate::Effective(_)) | (Outcome::Undecodable, Fate::Undecodable) => true,

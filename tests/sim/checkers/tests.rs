@@ -3,6 +3,7 @@
 use cluster_client::{Consistency, Ticket};
 use voter_mesh::ids::{Chain, LogIndex, Opening, RequestId, RunIndex, SessionId, Term};
 use voter_mesh::machine::kv::{KvCommand, KvReply};
+use voter_mesh::machine::to_cbor;
 use voter_mesh::mesh::message::Message;
 use voter_mesh::outcome::{Outcome, Reply};
 
@@ -141,13 +142,21 @@ caught! {
 
     a_retry_that_is_answered_otherwise: "outcomes", |story| {
         let (index, term) = story.place("v1");
-        let outcome = Outcome::Applied(voter_mesh::machine::to_cbor(&KvReply::Written { version: LogIndex(1) }).unwrap());
-        story.replied(Reply { session: SessionId(2), opening: Opening(2), request: RequestId(1), index, term, repeat: true, outcome });
+        let outcome = Outcome::Applied(to_cbor(&KvReply::Written { version: LogIndex(1) }).unwrap());
+        let payload_crc = crc32c::crc32c(&to_cbor(&put("k", "v1")).unwrap());
+        story.replied(Reply { session: SessionId(2), opening: Opening(2), request: RequestId(1), index, term, payload_crc, repeat: true, outcome });
+    };
+    the_outcome_of_another_command: "outcomes", |story| {
+        let (index, term) = story.place("v1");
+        let outcome = Outcome::Applied(to_cbor(&KvReply::Written { version: index }).unwrap());
+        let payload_crc = crc32c::crc32c(&to_cbor(&put("k", "v2")).unwrap());
+        story.replied(Reply { session: SessionId(2), opening: Opening(2), request: RequestId(1), index, term, payload_crc, repeat: true, outcome });
     };
     a_conflict_that_is_none: "outcomes", |story| {
         let (index, term) = story.place("v1");
         let outcome = Outcome::Conflict;
-        story.replied(Reply { session: SessionId(2), opening: Opening(2), request: RequestId(1), index, term, repeat: false, outcome });
+        let payload_crc = crc32c::crc32c(&to_cbor(&put("k", "v1")).unwrap());
+        story.replied(Reply { session: SessionId(2), opening: Opening(2), request: RequestId(1), index, term, payload_crc, repeat: false, outcome });
     };
     conflicts_that_are_answered_as_repeats: "outcomes", |story| {
         for request in 90..94 {
@@ -163,12 +172,12 @@ caught! {
     stale_for_no_reason: "outcomes", |story| {
         let (index, term, outcome) = (LogIndex(0), Term(0), Outcome::Stale);
         let (session, opening, request) = (SessionId(2), Opening(2), RequestId(40));
-        story.replied(Reply { session, opening, request, index, term, repeat: false, outcome });
+        story.replied(Reply { session, opening, request, index, term, payload_crc: 0, repeat: false, outcome });
     };
     superseded_by_nobody: "outcomes", |story| {
         let (index, term, outcome) = (LogIndex(0), Term(0), Outcome::Superseded(Opening(4)));
         let (session, opening, request) = (SessionId(2), Opening(2), RequestId(1));
-        story.replied(Reply { session, opening, request, index, term, repeat: false, outcome });
+        story.replied(Reply { session, opening, request, index, term, payload_crc: 0, repeat: false, outcome });
     };
     a_conflict_with_the_same_command: "outcomes", |story| {
         let ticket = Some(Ticket { session: SessionId(2), request: RequestId(1) });

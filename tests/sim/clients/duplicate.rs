@@ -245,11 +245,11 @@ impl Sender {
 
     fn replied(&mut self, server: Seat, reply: WireReply) -> bool {
         let Some((session, opening)) = self.session else { return true };
-        let WireReply { id: request, index, term, repeat, outcome } = reply;
+        let WireReply { id: request, index, term, payload_crc, repeat, outcome } = reply;
         self.open.remove(&request);
         self.machine.shared.saw(index);
         let goes_on = !matches!(outcome, Outcome::SessionExpired | Outcome::WindowBroken | Outcome::Superseded(_));
-        let reply = Reply { session, opening, request, index, term, repeat, outcome };
+        let reply = Reply { session, opening, request, index, term, payload_crc, repeat, outcome };
         self.machine.shared.world.recorder.record(What::Replied { client: self.machine.id, server, reply });
         goes_on
     }

@@ -36,7 +36,14 @@ fn examples() -> Vec<(&'static str, Frame)> {
     use ServerFrame as S;
     let secret = SessionSecret(std::array::from_fn(|byte| byte as u8));
     let resume = Some(ResumePoint { applied: LogIndex(41), chain: Chain(0xdead_beef) });
-    let reply = |id, repeat, outcome| WireReply { id: RequestId(id), index: LogIndex(42), term: Term(2), repeat, outcome };
+    let reply = |id, repeat, outcome| WireReply {
+        id: RequestId(id),
+        index: LogIndex(42),
+        term: Term(2),
+        payload_crc: 0x8000_0001,
+        repeat,
+        outcome,
+    };
     let client = [
         (
             "Hello",
