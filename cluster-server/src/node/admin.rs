@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
-use voter_mesh::ids::{Seat, Time};
+use voter_mesh::ids::{RaftId, Seat, Time};
 use voter_mesh::mesh::message::{AdminFailure, AdminRequest, Message};
 use voter_mesh::raft::{AdminProgress, AdminRefused, RaftRole};
 
@@ -28,6 +28,16 @@ pub(super) enum AdminWaiter {
     Newcomer,
 }
 
+impl AdminWaiter {
+    fn is_the_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Newcomer, Self::Newcomer) => true,
+            (Self::Peer(seat, nonce), Self::Peer(other_seat, other_nonce)) => (seat, nonce) == (other_seat, other_nonce),
+            _ => false,
+        }
+    }
+}
+
 /// A request that is not answered yet.
 pub(super) struct AdminAsk {
     request: AdminRequest,
@@ -37,6 +47,19 @@ pub(super) struct AdminAsk {
     ask_at: Time,
     /// This server leads and has begun it.
     started: bool,
+}
+
+/// What is done with a request that the voter does not take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum AfterRefusal {
+    /// It is put to this voter again, until its deadline.
+    AskAgain,
+    /// It goes to the leader.
+    PassOn(RaftId),
+    /// Nothing: somebody else sees it through.
+    Forget,
+    /// Whoever waits is told why.
+    Answer,
 }
 
 impl AdminAsk {
@@ -52,6 +75,18 @@ impl AdminAsk {
         match links.get(seat) {
             Some(link) => link.peer().directory != *directory,
             None => matches!(self.waiter, AdminWaiter::Newcomer),
+        }
+    }
+
+    /// What follows when this server's voter does not take it.
+    const fn refused(&self, why: &AdminRefused) -> AfterRefusal {
+        match (why, &self.waiter) {
+            // Its own server asks the next leader. Kept until this one leads again, it would be done behind what was wished since.
+            (AdminRefused::NotLeader(_), AdminWaiter::Peer(..)) => AfterRefusal::Forget,
+            (AdminRefused::NotLeader(Some(leader)), _) => AfterRefusal::PassOn(*leader),
+            // All pass by themselves.
+            (AdminRefused::NotLeader(None) | AdminRefused::Busy | AdminRefused::Behind(_), _) => AfterRefusal::AskAgain,
+            _ => AfterRefusal::Answer,
         }
     }
 
@@ -73,9 +108,8 @@ impl Running {
         if self.admin.len() >= ADMIN_ASKS_MAX {
             return answer(waiter, Err(refused("too many requests at once")), &BTreeMap::new());
         }
-        let is_newcomer = matches!(waiter, AdminWaiter::Newcomer);
-        if is_newcomer && self.admin.iter().any(|ask| matches!(ask.waiter, AdminWaiter::Newcomer) && ask.request == request) {
-            // It asks again and again.
+        if self.admin.iter().any(|ask| ask.waiter.is_the_same(&waiter) && ask.request == request) {
+            // It asks again and again, and is answered once.
             return;
         }
         let nonce = self.next_admin;
@@ -114,19 +148,21 @@ impl Running {
                     let ask = self.admin.swap_remove(number);
                     answer(ask.waiter, Ok(()), links);
                 }
-                // One that was passed on to us is answered, so that its own server looks for the next leader.
-                Err(AdminRefused::NotLeader(leader)) => {
-                    if let (Some(leader), AdminWaiter::Here(_) | AdminWaiter::Newcomer) = (leader, &ask.waiter) {
+                Err(why) => match ask.refused(&why) {
+                    AfterRefusal::AskAgain => {}
+                    AfterRefusal::PassOn(leader) => {
                         send(links, leader, Message::Admin { nonce: ask.nonce, request: ask.request.clone() });
                     }
-                }
-                // Both pass by themselves: it is put to this leader again until its deadline.
-                Err(AdminRefused::Busy | AdminRefused::Behind(_)) => {}
-                Err(why) => {
-                    number -= 1;
-                    let ask = self.admin.swap_remove(number);
-                    answer(ask.waiter, Err(refused(why)), links);
-                }
+                    AfterRefusal::Forget => {
+                        number -= 1;
+                        self.admin.swap_remove(number);
+                    }
+                    AfterRefusal::Answer => {
+                        number -= 1;
+                        let ask = self.admin.swap_remove(number);
+                        answer(ask.waiter, Err(refused(why)), links);
+                    }
+                },
             }
         }
     }
@@ -183,5 +219,23 @@ mod tests {
         assert_eq!(ask.next_timeout(), deadline);
         ask.ask_again(now.plus_ms(5));
         assert_eq!(ask.next_timeout(), now.plus_ms(5));
+    }
+
+    #[test]
+    fn a_request_that_was_passed_on_does_not_wait_until_this_server_leads_again() {
+        let (now, leader) = (Time::default(), RaftId::new(Seat(3), 1));
+        let ask = |waiter| {
+            let request = AdminRequest::Promote { seat: Seat(2) };
+            AdminAsk { request, waiter, nonce: 1, deadline: now.plus_ms(30_000), ask_at: now, started: false }
+        };
+        let (passed_on, own) = (ask(AdminWaiter::Peer(Seat(2), 7)), ask(AdminWaiter::Newcomer));
+        for known in [None, Some(leader)] {
+            assert_eq!(passed_on.refused(&AdminRefused::NotLeader(known)), AfterRefusal::Forget);
+        }
+        assert_eq!(own.refused(&AdminRefused::NotLeader(Some(leader))), AfterRefusal::PassOn(leader));
+        assert_eq!(own.refused(&AdminRefused::NotLeader(None)), AfterRefusal::AskAgain);
+        assert_eq!(passed_on.refused(&AdminRefused::Busy), AfterRefusal::AskAgain);
+        assert!(passed_on.waiter.is_the_same(&AdminWaiter::Peer(Seat(2), 7)));
+        assert!(!passed_on.waiter.is_the_same(&AdminWaiter::Peer(Seat(2), 8)));
     }
 }
