@@ -42,10 +42,13 @@ impl Process {
         let state = Rc::new(State::default());
         let tasks = LocalSet::new();
         tasks.spawn_local({
-            let state = Rc::clone(&state);
+            let (state, life) = (Rc::clone(&state), Arc::clone(&life));
             async move {
                 let why = main.await;
-                *state.exit.borrow_mut() = Some(why);
+                // Whoever was killed in the midst of this turn says nothing any more.
+                if !life.is_dead() {
+                    *state.exit.borrow_mut() = Some(why);
+                }
             }
         });
         spawn_local(Tasks {

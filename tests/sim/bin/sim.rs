@@ -20,7 +20,7 @@ use tests::sim::scenario::Scenario;
 use tests::sim::witness;
 
 /// A run that takes longer than this hangs at one instant of its own time.
-const HANGS: Duration = Duration::from_secs(300);
+const HANGS: Duration = Duration::from_secs(600);
 
 /// Whole clusters in simulated worlds; ends with 1 if one of them broke a promise.
 #[derive(Clone, Debug, Parser)]
