@@ -4,8 +4,7 @@
 //! From the answers that raw clients saw on their links, and from what calls returned. An answer that names no entry was given from a
 //! server's table: there must be a reason for it in the history by the end of the run.
 //!
-//! An answer names no command. That another command under a used id was told what the first one came to may be right: a server that was given
-//! a snapshot answers so. It is wrong where all are told so and none is told of a conflict.
+//! An answer names the payload that it is for: it must be that of the entry.
 //!
 //! It cannot see that an answer from the table came too early, only that it was never true.
 
@@ -38,17 +37,7 @@ pub(super) struct Sessions {
     /// Calls that were told of a conflict, with the command that they proposed.
     conflicts: Vec<(CallId, Ticket, Payload)>,
     effects: BTreeMap<(SessionId, RequestId), Payload>,
-    /// Requests that were judged once more: with the same command, or with another one.
-    repeated: BTreeSet<(SessionId, RequestId)>,
-    conflicted: BTreeSet<(SessionId, RequestId)>,
-    /// Answers on raw links that say that their request is an old one, and answers that tell of a conflict.
-    told_again: Vec<(SessionId, RequestId)>,
-    told_of_conflict: u64,
 }
-
-/// So many conflicts may be answered from tables with what the first command came to, though none is told. A server that was given a snapshot
-/// does that; not always.
-const UNTOLD_MAX: usize = 3;
 
 /// Whether this entry comes to this outcome for its own request.
 fn right(entry: &Entry, reply: &Reply) -> bool {
@@ -98,10 +87,6 @@ impl Checker for Sessions {
                 self.from_table.entry((reply.session, reply.request)).or_default().push(reply.outcome.clone());
             }
             What::Replied { reply, .. } => {
-                self.told_of_conflict += u64::from(reply.outcome == Outcome::Conflict);
-                if reply.repeat {
-                    self.told_again.push((reply.session, reply.request));
-                }
                 self.waiting.until(reply.index, reply.clone());
                 self.settle(history, wrong);
             }
@@ -139,8 +124,6 @@ impl Checker for Sessions {
                     self.effects.insert((session, header.request), (header.payload_bytes, header.payload_crc));
                 }
                 Fate::WindowBroken => drop(self.broken.insert(session)),
-                Fate::Repeat(_) => drop(self.repeated.insert((session, header.request))),
-                Fate::Conflict => drop(self.conflicted.insert((session, header.request))),
                 _ => {}
             }
             if header.kind == EntryKind::Command && !matches!(fate, Fate::NoSession | Fate::Superseded(_)) {
@@ -159,12 +142,6 @@ impl Checker for Sessions {
             for outcome in outcomes.iter().filter(|outcome| !self.has_reason(*session, *request, outcome)) {
                 wrong.say(|| format!("request {session}-{request} was answered {outcome:?} for no reason"));
             }
-        }
-        // Of a request whose command came once alone, and whose other command is the only one that came later.
-        let untold = |request: &&_| self.conflicted.contains(*request) && !self.repeated.contains(*request);
-        let untold: Vec<_> = self.told_again.iter().filter(untold).collect();
-        if self.told_of_conflict == 0 && untold.len() > UNTOLD_MAX {
-            wrong.say(|| format!("no conflict was ever told; answered as if they were repeated: {untold:?}"));
         }
         for (call, ticket, payload) in &self.conflicts {
             // What was recorded under the ticket is another command, or none that took effect.

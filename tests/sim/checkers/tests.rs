@@ -158,17 +158,6 @@ caught! {
         let payload_crc = crc32c::crc32c(&to_cbor(&put("k", "v1")).unwrap());
         story.replied(Reply { session: SessionId(2), opening: Opening(2), request: RequestId(1), index, term, payload_crc, repeat: false, outcome });
     };
-    conflicts_that_are_answered_as_repeats: "outcomes", |story| {
-        for request in 90..94 {
-            let (first, other) = (put("k", &format!("{request}")), put("k", "other"));
-            let run = story.seal(3, &[story.command(request, &first), story.command(request, &other)]);
-            let (index, term) = (run.header().first, run.header().term);
-            story.commit(&run);
-            let outcome = Outcome::Applied(voter_mesh::machine::to_cbor(&KvReply::Written { version: index }).unwrap());
-            let (session, opening, request) = (SessionId(2), Opening(2), RequestId(request));
-            story.replied(Reply { session, opening, request, index, term, repeat: true, outcome });
-        }
-    };
     stale_for_no_reason: "outcomes", |story| {
         let (index, term, outcome) = (LogIndex(0), Term(0), Outcome::Stale);
         let (session, opening, request) = (SessionId(2), Opening(2), RequestId(40));
