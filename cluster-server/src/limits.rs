@@ -14,10 +14,8 @@ pub struct ServerLimits {
     pub accept_backlog_max: usize,
     /// Bytes of one WebSocket message. Default 1 MiB.
     pub message_bytes_max: usize,
-    /// Bytes read from a client's socket at once; allocated per connection. Default 4 KiB: more costs memory for each idle client.
+    /// Bytes read from a client's socket at once. Default 64 KiB, once per server: an idle client costs none of them.
     pub socket_read_bytes: usize,
-    /// Bytes collected before a client's socket is written to. Default 16 KiB.
-    pub socket_write_bytes: usize,
     /// Bytes that one link is given in one turn. Default 128 KiB.
     pub turn_bytes_max: usize,
     /// Frames that are taken from one link in one turn. Default 64.
@@ -56,8 +54,7 @@ impl Default for ServerLimits {
             http_bytes_max: 16 << 10,
             accept_backlog_max: 256,
             message_bytes_max: 1 << 20,
-            socket_read_bytes: 4 << 10,
-            socket_write_bytes: 16 << 10,
+            socket_read_bytes: 64 << 10,
             turn_bytes_max: 128 << 10,
             frames_per_turn_max: 64,
             goodbye_ms: 1_000,

@@ -11,12 +11,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use relay::room::{LinkId, RoomLimits, Transmit};
 use relay::wire::{Code, ServerEntry};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::task::unconstrained;
 use tracing::{debug, info};
 use voter_mesh::configuration::Configuration;
 use voter_mesh::ids::{DirectoryId, Incarnation, RaftId, Seat, Time};
@@ -30,7 +32,7 @@ use crate::disk::{DataDir, DiskError};
 use crate::host::{Host, Listener, OsHost, panic_text, random_u64};
 use crate::limits::ServerLimits;
 use crate::mesh::{Link, Mesh, MeshLimits, MeshOptions, MeshSecret, SelfHello};
-use crate::relay_port::{Ask, LinkHandle, LinkWaker, RelayPort};
+use crate::relay_port::{Ask, Conversation, ReadAhead, RelayPort};
 use crate::status::{Phase, ServerStatus};
 
 mod admin;
@@ -51,6 +53,9 @@ use stage::Unformed;
 
 /// Threads for what blocks: a snapshot, a state for clients, old runs, hashes; and a backup, which waits for whoever takes it.
 const BLOCKING_THREADS_MAX: usize = 5;
+
+/// Clients that are written to before the sockets and the cores are looked at again.
+const CLIENTS_PER_TURN_MAX: usize = 64;
 
 /// How often a voter that waits for nothing looks around.
 const IDLE_LOOK_MS: u64 = 1_000;
@@ -183,11 +188,15 @@ pub(crate) async fn serve(
     let mut ending: Option<Time> = None;
     loop {
         node.pump(&mesh)?;
+        // Each write is one of many, none of which is a reason to stop.
+        let more = unconstrained(std::future::poll_fn(|_| Poll::Ready(node.write_clients()))).await;
         if ending.is_some_and(|at| node.now() >= at || node.may_end()) {
             break;
         }
         tokio::select! {
             biased;
+            // All others have their turn first.
+            () = tokio::task::yield_now(), if more => {}
             () = node.wake.notified() => {}
             control = controls.recv() => match control {
                 // Whoever owned this voter dropped it.
@@ -230,6 +239,7 @@ pub(crate) struct Node {
     refused: RefCell<BTreeMap<&'static str, u64>>,
     /// One permit: whoever has it takes a backup of this server.
     backups: Arc<Semaphore>,
+    read_ahead: RefCell<ReadAhead>,
     core: RefCell<Core>,
 }
 
@@ -240,8 +250,10 @@ struct Core {
     /// Linked servers that asked to be let in.
     newcomers: BTreeSet<Seat>,
     stage: Stage,
-    /// Wakers of the client links, by link.
-    wakers: BTreeMap<LinkId, Rc<RefCell<LinkWaker>>>,
+    /// The clients, by link.
+    clients: BTreeMap<LinkId, Rc<Conversation>>,
+    /// What a link is about to be given; empty between two.
+    out: Vec<Bytes>,
     next_link: u64,
     closing: bool,
 }
@@ -268,10 +280,12 @@ impl Node {
                 data: Arc::new(data),
                 links: BTreeMap::new(),
                 newcomers: BTreeSet::new(),
-                wakers: BTreeMap::new(),
+                clients: BTreeMap::new(),
+                out: Vec::new(),
                 next_link: 1,
                 closing: false,
             }),
+            read_ahead: RefCell::new(ReadAhead::new(&options.limits)),
             options: Arc::new(options),
             // Rises from one process of a seat to the next, as far as its clock does.
             incarnation: Incarnation(now.unix_ms.0.saturating_mul(1000).saturating_add(random_u64(&*host) % 1000)),
@@ -357,6 +371,11 @@ impl Node {
         &self.backups
     }
 
+    /// Where the clients' sockets read to.
+    pub(crate) fn read_ahead(&self) -> &RefCell<ReadAhead> {
+        &self.read_ahead
+    }
+
     pub(crate) fn room_name(&self) -> &str {
         &self.options.room
     }
@@ -376,7 +395,7 @@ impl Node {
     }
 
     /// A client's socket is there; it was accepted at `accepted`.
-    pub(crate) fn link_opened(&self, address: IpAddr, accepted: Time) -> Result<LinkHandle, Code> {
+    pub(crate) fn link_opened(&self, address: IpAddr, accepted: Time, client: &Rc<Conversation>) -> Result<LinkId, Code> {
         let mut core = self.core.borrow_mut();
         if core.closing {
             return Err(Code::Closing);
@@ -385,12 +404,11 @@ impl Node {
         let Stage::Running(running) = &mut core.stage else { return Err(Code::Recovering) };
         running.room.handle_connected(id, address, accepted)?;
         core.next_link += 1;
-        let waker = Rc::new(RefCell::new(LinkWaker::default()));
-        core.wakers.insert(id, Rc::clone(&waker));
+        core.clients.insert(id, Rc::clone(client));
         drop(core);
         // Its handshake now has a deadline.
         self.wake.notify_one();
-        Ok(LinkHandle { id, waker })
+        Ok(id)
     }
 
     /// A client sent what is no message, or too large a one: the link ends.
@@ -412,11 +430,13 @@ impl Node {
     }
 
     /// What to write to a client now.
-    pub(crate) fn link_transmit(&self, link: LinkId, out: &mut Vec<Bytes>) -> Transmit {
-        match &mut self.core.borrow_mut().stage {
+    pub(crate) fn link_transmit(&self, link: LinkId, mut write: impl FnMut(Bytes)) -> Transmit {
+        let Core { stage, out, .. } = &mut *self.core.borrow_mut();
+        match stage {
             Stage::Running(running) => {
                 let room = &mut running.room;
                 let transmit = room.poll_transmit(link, self.options.limits.turn_bytes_max, out, self.now());
+                out.drain(..).for_each(&mut write);
                 if room.is_asking() {
                     // What comes next has to be read from the disk.
                     self.wake.notify_one();
@@ -430,7 +450,7 @@ impl Node {
     /// A client's socket is gone.
     pub(crate) fn link_closed(&self, link: LinkId) {
         let mut core = self.core.borrow_mut();
-        core.wakers.remove(&link);
+        core.clients.remove(&link);
         if let Stage::Running(running) = &mut core.stage {
             running.room.handle_disconnected(link, self.now());
         }
@@ -449,13 +469,8 @@ impl Node {
         if let Stage::Running(running) = &mut core.stage {
             running.pump(self, &core.links, now)?;
             while let Some(link) = running.room.poll_abort() {
-                if let Some(waker) = core.wakers.get(&link) {
-                    waker.borrow_mut().abort();
-                }
-            }
-            while let Some(link) = running.room.poll_wake() {
-                if let Some(waker) = core.wakers.get(&link) {
-                    waker.borrow_mut().wake();
+                if let Some(client) = core.clients.get(&link) {
+                    client.abort();
                 }
             }
             configured = std::mem::take(&mut running.configured);
@@ -474,6 +489,16 @@ impl Node {
             mesh.refresh();
         }
         Ok(())
+    }
+
+    /// Lets clients write to whom the room has something to say, one after the other; whether some are left.
+    fn write_clients(&self) -> bool {
+        let now = self.now();
+        for _ in 0..CLIENTS_PER_TURN_MAX {
+            let Some((link, client)) = self.core.borrow_mut().woken(now) else { return false };
+            client.write(self, link);
+        }
+        true
     }
 
     /// When the pump must run although nothing came in.
@@ -541,6 +566,17 @@ impl Node {
 }
 
 impl Core {
+    /// The next client to whom the room has something to say.
+    fn woken(&mut self, now: Time) -> Option<(LinkId, Rc<Conversation>)> {
+        let Stage::Running(running) = &mut self.stage else { return None };
+        while let Some(link) = running.room.poll_wake(now) {
+            if let Some(client) = self.clients.get(&link) {
+                return Some((link, Rc::clone(client)));
+            }
+        }
+        None
+    }
+
     fn phase(&self) -> (Phase, Option<RaftId>) {
         match &self.stage {
             Stage::Unformed(unformed) if unformed.joins() => (Phase::Joining, None),

@@ -5,29 +5,28 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use futures_util::{Sink, Stream as _};
+use hyper::upgrade::{OnUpgrade, Parts};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use relay::room::{LinkId, Transmit};
+use relay::room::LinkId;
 use relay::wire::{Code, ServerFrame};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::debug;
 use voter_mesh::ids::Time;
 use voter_mesh::mesh::message::{AdminFailure, AdminRequest};
@@ -39,6 +38,13 @@ use crate::node::Node;
 use crate::status::ServerStatus;
 
 mod backup;
+mod conversation;
+mod socket;
+
+pub(crate) use conversation::Conversation;
+pub(crate) use socket::ReadAhead;
+
+use socket::Socket;
 
 /// Milliseconds after which whoever was told that the server recovers may ask again.
 const RETRY_AFTER_MS: u32 = 200;
@@ -55,7 +61,9 @@ pub(crate) enum Ask {
 
 /// A client's socket, upgraded.
 pub(crate) struct Arrival {
-    socket: WebSocket,
+    stream: Stream,
+    /// What was read behind the request.
+    unread: Bytes,
     caller: Caller,
     room: String,
 }
@@ -90,7 +98,7 @@ pub(crate) struct RelayPort {
 struct Port {
     /// The listener was stopped: its links end too.
     closing: Cell<bool>,
-    wakers: RefCell<BTreeMap<LinkId, Rc<RefCell<LinkWaker>>>>,
+    links: RefCell<BTreeMap<LinkId, Rc<Conversation>>>,
 }
 
 impl Drop for RelayPort {
@@ -110,7 +118,7 @@ impl RelayPort {
             let (node, port) = (Rc::clone(node), Rc::clone(&port));
             async move {
                 while let Some(arrival) = arrived.recv().await {
-                    tokio::task::spawn_local(serve_link(Rc::clone(&node), Rc::clone(&port), arrival));
+                    take_in(&node, &port, arrival);
                 }
             }
         });
@@ -128,7 +136,7 @@ impl RelayPort {
     pub(crate) fn close(&self) {
         self.accept.abort();
         self.port.closing.set(true);
-        self.port.wakers.borrow().values().for_each(|waker| waker.borrow_mut().wake());
+        self.port.links.borrow().values().for_each(|conversation| conversation.abort());
     }
 }
 
@@ -213,19 +221,24 @@ async fn upgrade(
     State(door): State<Door>,
     Path(room): Path<String>,
     axum::Extension(caller): axum::Extension<Caller>,
-    upgrade: WebSocketUpgrade,
+    on_upgrade: Option<axum::Extension<OnUpgrade>>,
+    headers: HeaderMap,
+    // Whoever asks for anything but a WebSocket is refused by it.
+    _asked: WebSocketUpgrade,
 ) -> Response {
-    let limits = &door.limits;
-    upgrade
-        .read_buffer_size(limits.socket_read_bytes)
-        .write_buffer_size(limits.socket_write_bytes)
-        .max_write_buffer_size(limits.socket_write_bytes + limits.message_bytes_max * 2)
-        .max_message_size(limits.message_bytes_max)
-        .max_frame_size(limits.message_bytes_max)
-        .on_upgrade(move |socket| async move {
-            // The room's own thread takes it from here; when that is gone, so is the socket.
-            let _ = door.arrivals.send(Arrival { socket, caller, room }).await;
-        })
+    let (Some(axum::Extension(upgraded)), Some(key)) = (on_upgrade, headers.get(header::SEC_WEBSOCKET_KEY)) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let accept = derive_accept_key(key.as_bytes());
+    tokio::spawn(async move {
+        // A client that left before its answer is nobody's any more.
+        let Ok(upgraded) = upgraded.await else { return };
+        let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<Stream>>() else { return };
+        // The room's own thread takes it from here; when that is gone, so is the socket.
+        let _ = door.arrivals.send(Arrival { stream: io.into_inner(), unread: read_buf, caller, room }).await;
+    });
+    let switch = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "websocket"), (header::SEC_WEBSOCKET_ACCEPT, accept.as_str())];
+    (StatusCode::SWITCHING_PROTOCOLS, switch).into_response()
 }
 
 async fn status(State(door): State<Door>, query: axum::extract::RawQuery) -> Response {
@@ -282,13 +295,20 @@ fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
         .unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
-/// One client, from its first frame to its last: one task that reads whenever there is something to read and writes whenever the
-/// room has something and the socket takes it, so that a client that does not read is still heard.
-async fn serve_link(node: Rc<Node>, port: Rc<Port>, arrival: Arrival) {
-    let Arrival { mut socket, caller, room } = arrival;
-    let refusal = if room == node.room_name() { None } else { Some(Code::UnknownRoom) };
-    let link = match refusal.map_or_else(|| node.link_opened(caller.address.ip(), caller.accepted), Err) {
-        Ok(link) => link,
+/// Takes a client in: the task that serves it from here on, to its last frame.
+fn take_in(node: &Rc<Node>, port: &Rc<Port>, arrival: Arrival) {
+    let Arrival { stream, unread, caller, room } = arrival;
+    let conversation = Rc::new(Conversation::new(Socket::new(stream, &unread, node.limits())));
+    let opened = if room == node.room_name() {
+        node.link_opened(caller.address.ip(), caller.accepted, &conversation)
+    } else {
+        Err(Code::UnknownRoom)
+    };
+    match opened {
+        Ok(link) => {
+            port.links.borrow_mut().insert(link, Rc::clone(&conversation));
+            tokio::task::spawn_local(serve_link(Rc::clone(node), Rc::clone(port), link, conversation));
+        }
         Err(code) => {
             match code {
                 Code::UnknownRoom => node.count("refused_UnknownRoom"),
@@ -296,174 +316,25 @@ async fn serve_link(node: Rc<Node>, port: Rc<Port>, arrival: Arrival) {
                 // The room has counted it.
                 _ => {}
             }
-            let refuse =
-                ServerFrame::Refuse { code, retry_after_ms: (code == Code::Recovering).then_some(RETRY_AFTER_MS) }.encode();
-            let goodbye = async {
-                use futures_util::SinkExt;
-                let _ = socket.send(Message::Binary(refuse)).await;
-                let _ = socket.close().await;
-            };
-            let _ = tokio::time::timeout(Duration::from_millis(node.limits().goodbye_ms), goodbye).await;
-            return;
-        }
-    };
-    let mut conversation = Conversation {
-        node: &node,
-        port: &port,
-        link: &link,
-        socket,
-        out: Vec::new(),
-        sent: 0,
-        deaf: false,
-        closing: false,
-        dirty: false,
-    };
-    port.wakers.borrow_mut().insert(link.id, Rc::clone(&link.waker));
-    std::future::poll_fn(|cx| conversation.poll(cx)).await;
-    port.wakers.borrow_mut().remove(&link.id);
-    node.link_closed(link.id);
-    if conversation.closing {
-        use futures_util::SinkExt;
-        let socket = &mut conversation.socket;
-        let _ = tokio::time::timeout(Duration::from_millis(node.limits().goodbye_ms), async {
-            let _ = socket.flush().await;
-            let _ = socket.close().await;
-        })
-        .await;
-    }
-}
-
-/// A link as the port knows it: its name in the room and how the room wakes it.
-pub(crate) struct LinkHandle {
-    pub(crate) id: LinkId,
-    pub(crate) waker: Rc<RefCell<LinkWaker>>,
-}
-
-/// Set by the room's wake list; consumed by the link's task.
-#[derive(Default)]
-pub(crate) struct LinkWaker {
-    ready: bool,
-    aborted: bool,
-    waker: Option<std::task::Waker>,
-}
-
-impl LinkWaker {
-    /// Makes the link's task drop its socket as it is.
-    pub(crate) fn abort(&mut self) {
-        self.aborted = true;
-        self.wake();
-    }
-
-    /// Makes the link's task run soon.
-    pub(crate) fn wake(&mut self) {
-        self.ready = true;
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
+            let retry_after_ms = (code == Code::Recovering).then_some(RETRY_AFTER_MS);
+            conversation.refuse(ServerFrame::Refuse { code, retry_after_ms }.encode());
+            tokio::task::spawn_local(goodbye(Rc::clone(node), conversation));
         }
     }
 }
 
-/// What a client did wrong whose socket cannot be read on; none if the socket itself broke.
-fn violation(error: axum::Error) -> Option<Code> {
-    match error.into_inner().downcast_ref::<tungstenite::Error>()? {
-        tungstenite::Error::Capacity(_) => Some(Code::TooLarge),
-        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
-        tungstenite::Error::Protocol(_) | tungstenite::Error::Utf8(_) => Some(Code::Malformed),
-        _ => None,
+async fn serve_link(node: Rc<Node>, port: Rc<Port>, link: LinkId, conversation: Rc<Conversation>) {
+    std::future::poll_fn(|cx| if port.closing.get() { Poll::Ready(()) } else { conversation.poll(&node, link, cx) }).await;
+    port.links.borrow_mut().remove(&link);
+    node.link_closed(link);
+    if conversation.is_closing() {
+        // Apart, because the task of a client that stays is no larger than what comes before.
+        Box::pin(goodbye(node, conversation)).await;
     }
 }
 
-struct Conversation<'a> {
-    node: &'a Rc<Node>,
-    port: &'a Port,
-    link: &'a LinkHandle,
-    socket: WebSocket,
-    out: Vec<Bytes>,
-    sent: usize,
-    /// What comes is not read any more.
-    deaf: bool,
-    closing: bool,
-    dirty: bool,
-}
-
-impl Conversation<'_> {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        {
-            let mut waker = self.link.waker.borrow_mut();
-            if waker.aborted || self.port.closing.get() {
-                return Poll::Ready(());
-            }
-            // Before anything is asked: a wake from here on must not be missed, wherever this task stops.
-            waker.waker = Some(cx.waker().clone());
-        }
-        match self.poll_write(cx) {
-            Poll::Ready(()) => return Poll::Ready(()),
-            Poll::Pending => {}
-        }
-        if self.closing || self.deaf {
-            return Poll::Pending;
-        }
-        for _ in 0..self.node.limits().frames_per_turn_max {
-            match Pin::new(&mut self.socket).poll_next(cx) {
-                Poll::Ready(Some(Ok(Message::Binary(bytes)))) => self.node.link_frame(self.link.id, bytes),
-                Poll::Ready(Some(Ok(Message::Text(_)))) => self.node.link_frame(self.link.id, Bytes::new()),
-                Poll::Ready(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => {}
-                Poll::Ready(Some(Ok(Message::Close(_))) | None) => return Poll::Ready(()),
-                Poll::Ready(Some(Err(error))) => {
-                    debug!(%error, link = ?self.link.id, "link broke");
-                    let Some(code) = violation(error) else { return Poll::Ready(()) };
-                    // It may still be told why.
-                    self.deaf = true;
-                    self.node.link_violated(self.link.id, code);
-                    return Poll::Pending;
-                }
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        // More may be there: let the others have a turn first.
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// Writes what the room has. Ready when the link is to be closed or has broken.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            while self.sent < self.out.len() {
-                match Pin::new(&mut self.socket).poll_ready(cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
-                }
-                let message = std::mem::take(&mut self.out[self.sent]);
-                self.sent += 1;
-                if Pin::new(&mut self.socket).start_send(Message::Binary(message)).is_err() {
-                    return Poll::Ready(());
-                }
-                self.dirty = true;
-            }
-            self.out.clear();
-            self.sent = 0;
-            if self.dirty {
-                match Pin::new(&mut self.socket).poll_flush(cx) {
-                    Poll::Ready(Ok(())) => self.dirty = false,
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            if self.closing {
-                return Poll::Ready(());
-            }
-            {
-                let mut waker = self.link.waker.borrow_mut();
-                if !std::mem::take(&mut waker.ready) {
-                    return Poll::Pending;
-                }
-            }
-            match self.node.link_transmit(self.link.id, &mut self.out) {
-                Transmit::More => self.link.waker.borrow_mut().ready = true,
-                Transmit::Idle => {}
-                Transmit::CloseAfter => self.closing = true,
-            }
-        }
-    }
+/// Brings a client's last frames to it, if it takes them in time.
+async fn goodbye(node: Rc<Node>, conversation: Rc<Conversation>) {
+    let closed = std::future::poll_fn(|cx| conversation.poll_close(cx));
+    let _ = tokio::time::timeout(Duration::from_millis(node.limits().goodbye_ms), closed).await;
 }

@@ -3,7 +3,7 @@
 //!
 //! # Driving it
 //! * Call `handle_*` as things happen. After any of them, and when [`Room::poll_timeout`] is due: [`Room::handle_timeout`] if it is,
-//!   then [`Room::poll_event`] and [`Room::poll_wake`] until both are empty.
+//!   then [`Room::poll_event`] until it is empty, and [`Room::poll_wake`]: some at a time where there are many, but soon.
 //! * A woken link has something to write: when its socket takes bytes, call [`Room::poll_transmit`], write all of `out`, and call
 //!   again while it says [`Transmit::More`]. After [`Transmit::Idle`] wait for the next wake; after [`Transmit::CloseAfter`] close
 //!   the socket. Where [`Room::is_asking`] then, something is to be read for it: poll the events soon. A socket that takes nothing is simply not polled: what it misses is bounded here.
@@ -183,8 +183,12 @@ pub struct Room {
     /// Chunks of runs that lie below the ring.
     runs: Shelf<LogIndex, Feed>,
     states: States,
+    /// Before this, no pass over the feed's cursors begins.
     feed_next: Time,
     feed_due: Option<Time>,
+    /// How far the feed went when the last pass began, and whether it is still under way.
+    passed: LogIndex,
+    passing: bool,
     commit_next: Time,
     commit_due: Option<Time>,
     /// What standby links are told.
@@ -220,6 +224,8 @@ impl Room {
             kept_first: NOTHING_KEPT,
             feed_next: now,
             feed_due: None,
+            passed: tail.0,
+            passing: false,
             commit_next: now,
             commit_due: None,
             commit: tail,
@@ -344,9 +350,10 @@ impl Room {
     fn tail_moved(&mut self, now: Time) {
         let tail = self.feed.tail().0;
         self.revisit |= self.awaited.is_some_and(|awaited| awaited <= tail);
-        if self.links.has(List::Parked) {
+        // The pass that is under way asks for the next one when it ends.
+        if !self.passing && self.links.has(List::Parked) {
             if now >= self.feed_next {
-                self.wake_feed(now);
+                self.begin_pass();
             } else {
                 self.feed_due = Some(self.feed_next);
             }
@@ -356,19 +363,29 @@ impl Room {
         }
     }
 
-    /// Wakes every feed cursor that has something to read.
-    fn wake_feed(&mut self, now: Time) {
+    /// Gives every feed cursor that has something to read its place in a pass.
+    fn begin_pass(&mut self) {
         self.feed_due = None;
-        self.feed_next = now.plus_ms(self.options.limits.feed_gap_ms);
         let tail = self.feed.tail().0;
+        self.passed = tail;
         for _ in 0..self.links.listed(List::Parked) {
             let Some(id) = self.links.pop(List::Parked) else { break };
             let Some(link) = self.links.get(id) else { continue };
             match link.delivery {
                 Delivery::Feed { cursor } if cursor > tail => self.links.enlist(List::Parked, id),
-                Delivery::Feed { .. } => self.links.enlist(List::Woken, id),
+                Delivery::Feed { .. } => self.links.enlist(List::Passed, id),
                 _ => {}
             }
+        }
+        self.passing = self.links.has(List::Passed);
+    }
+
+    /// The next one comes after a gap in which commands gather: a write costs as much for one as for many.
+    fn end_pass(&mut self, now: Time) {
+        self.passing = false;
+        self.feed_next = now.plus_ms(self.options.limits.feed_gap_ms);
+        if self.passed < self.feed.tail().0 {
+            self.feed_due = Some(self.feed_next);
         }
     }
 
@@ -429,7 +446,7 @@ impl Room {
         self.expire_reads(now);
         self.states.expire(now);
         if self.feed_due.is_some_and(|due| due <= now) {
-            self.wake_feed(now);
+            self.begin_pass();
         }
         if self.commit_due.is_some_and(|due| due <= now) {
             self.wake_standbys(now);
@@ -484,9 +501,17 @@ impl Room {
         self.revisit || self.runs.asks() || self.states.pieces.asks()
     }
 
-    /// A link that has something to write.
-    pub fn poll_wake(&mut self) -> Option<LinkId> {
-        self.links.pop(List::Woken)
+    /// A link that has something to write: first those that wait for an answer, then those whose turn it is in the pass over the feed.
+    pub fn poll_wake(&mut self, now: Time) -> Option<LinkId> {
+        let answered = self.links.pop(List::Woken);
+        if answered.is_some() || !self.passing {
+            return answered;
+        }
+        let next = self.links.pop(List::Passed);
+        if !self.links.has(List::Passed) {
+            self.end_pass(now);
+        }
+        next
     }
 
     /// A link whose socket has not taken its last frame in time: drop it as it is.

@@ -210,7 +210,7 @@ impl World {
                 }
             }
             let mut woken = BTreeSet::new();
-            while let Some(link) = self.room().poll_wake() {
+            while let Some(link) = self.room().poll_wake(self.now) {
                 woken.insert(link);
             }
             for link in &woken - &self.slow {

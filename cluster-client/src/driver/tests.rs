@@ -100,7 +100,7 @@ impl Single {
                 _ => {}
             }
         }
-        while let Some(link) = self.room.poll_wake() {
+        while let Some(link) = self.room.poll_wake(now) {
             if let Some(wake) = self.wakes.get(&link) {
                 wake.notify_one();
             }

@@ -62,7 +62,8 @@ pub struct RoomLimits {
     pub session_frames_max: u32,
     /// Between two reports of which sessions came and went. Default 10 s.
     pub activity_ms: u64,
-    /// Under load, from one feed pass over all links to the next. Default 2 ms: a longer gap makes longer, fewer writes.
+    /// From the end of one pass over all links that follow the feed to the beginning of the next. Default 2 ms: a longer gap makes
+    /// longer, fewer writes. A command that comes alone waits for nothing, and nobody waits for the answer to his own.
     pub feed_gap_ms: u64,
     /// From one `Commit` on a standby link to the next. Default 100 ms.
     pub commit_gap_ms: u64,

@@ -105,7 +105,9 @@ pub(super) struct LinkSession {
 pub(super) enum List {
     /// Has something to write.
     Woken,
-    /// A feed cursor at the tail.
+    /// A feed cursor whose turn in the pass is still to come.
+    Passed,
+    /// A feed cursor at the tail, as far as the last pass went.
     Parked,
     /// A standby link that knows the last announced commit.
     Standby,
@@ -113,7 +115,7 @@ pub(super) enum List {
     Waiting,
 }
 
-const LISTS: usize = 4;
+const LISTS: usize = 5;
 
 #[derive(Debug)]
 pub(super) struct Link {

@@ -424,7 +424,7 @@ impl World {
             if self.cluster.servers[number].health != Health::Up {
                 continue;
             }
-            while let Some(room_link) = self.cluster.servers[number].room.poll_wake() {
+            while let Some(room_link) = self.cluster.servers[number].room.poll_wake(self.now) {
                 moved = true;
                 let mut out = Vec::new();
                 let room = &mut self.cluster.servers[number].room;

@@ -72,6 +72,42 @@ fn idle_the_feed_wakes_at_once_and_under_load_with_a_gap() {
 }
 
 #[test]
+fn whoever_waits_for_an_answer_goes_before_the_pass_and_the_gap_begins_at_its_end() {
+    let mut world = World::new();
+    let links: Vec<_> = (1..=4).map(|link| world.join_full(link)).collect();
+    let writer = writer(&mut world);
+    world.pass_ms(10);
+    for link in &links {
+        world.hear(*link);
+    }
+    world.apply_noop();
+    assert_eq!(world.room.poll_wake(world.now), Some(links[0]));
+    assert_eq!(world.hear(links[0]).len(), 1);
+    // While the pass is under way, and slow, there comes an answer, and more feed.
+    let ping = ClientFrame::Ping { nonce: 1 }.encode();
+    world.room.handle_frame(writer, ping, world.replica.sessions(), world.now).unwrap();
+    for _ in 0..3 {
+        world.now = world.now.plus_ms(5);
+        world.apply_noop();
+    }
+    let rest: Vec<_> = std::iter::from_fn(|| world.room.poll_wake(world.now)).collect();
+    assert_eq!(rest, [writer, links[1], links[2], links[3]]);
+    // Those whose turn it was have all of it; the first has the next pass, a gap after this one ended.
+    for link in &links[1..] {
+        assert!(matches!(&world.hear(*link)[..], [ServerFrame::Feed(_)]));
+    }
+    assert_eq!(world.room.poll_timeout().map(|(at, _)| at), Some(world.now.plus_ms(RoomLimits::default().feed_gap_ms)));
+    world.pass_ms(1);
+    assert_eq!(world.woken, []);
+    world.pass_ms(1);
+    assert_eq!(std::mem::take(&mut world.woken), [links[0]]);
+    assert!(matches!(&world.hear(links[0])[..], [ServerFrame::Feed(_)]));
+    // Nobody is left behind, so nobody is woken for nothing.
+    world.pass_ms(100);
+    assert_eq!(world.woken, []);
+}
+
+#[test]
 fn a_client_that_does_not_read_costs_nothing_and_catches_up_from_the_ring() {
     let mut world = World::new();
     let (stuck, quick) = (world.join_full(1), world.join_full(2));
@@ -397,7 +433,7 @@ fn fan_out() {
         let applied = world.commit(&entry);
         let begun = std::time::Instant::now();
         world.room.handle_applied(&applied, world.now);
-        while let Some(link) = world.room.poll_wake() {
+        while let Some(link) = world.room.poll_wake(world.now) {
             world.room.poll_transmit(link, BYTES, &mut out, world.now);
             messages += out.len();
             out.clear();

@@ -125,10 +125,15 @@ impl World {
 
     /// A run of one entry that means nothing.
     pub(super) fn noop(&mut self) {
+        self.apply_noop();
+        self.settle();
+    }
+
+    /// The same, and nobody looks yet what follows from it.
+    pub(super) fn apply_noop(&mut self) {
         use voter_mesh::entry::{EntryKind, EntrySpec, entry};
         let entry = entry(&EntrySpec::internal(EntryKind::Noop), &[]).unwrap();
         self.apply(&entry);
-        self.settle();
     }
 
     /// Does what is due now, and everything that follows from it.
@@ -160,7 +165,7 @@ impl World {
                     RoomEvent::Activity { attached, detached } => self.activity.push((attached, detached)),
                 }
             }
-            while let Some(link) = self.room.poll_wake() {
+            while let Some(link) = self.room.poll_wake(self.now) {
                 self.woken.push(link);
             }
             if !progress {
