@@ -210,7 +210,8 @@ impl World {
                 }
             }
             let mut woken = BTreeSet::new();
-            while let Some(link) = self.room().poll_wake(self.now) {
+            let now = self.now;
+            while let Some(link) = self.room().poll_wake(now) {
                 woken.insert(link);
             }
             for link in &woken - &self.slow {

@@ -27,7 +27,10 @@ const ANSWERS_BYTES_MAX: usize = 1 << 10;
 /// Bytes of the longest header that a server writes: two, and eight of length.
 const HEADER_BYTES_MAX: usize = 10;
 
-/// Pieces that go into one write: enough for a turn of ordinary ones.
+/// Bytes up to which what is to be written is put side by side first: to hand the system one slice is cheaper than several.
+const JOINED_BYTES_MAX: usize = 2 << 10;
+
+/// Pieces that go into one write of more: enough for a turn of ordinary ones.
 const PIECES_PER_WRITE_MAX: usize = 32;
 
 /// Pieces for which a queue keeps its memory when it is empty.
@@ -224,20 +227,23 @@ impl Queue {
 
     fn poll_write(&mut self, stream: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.pieces.is_empty() {
-            let mut slices = [IoSlice::new(&[]); 2 * PIECES_PER_WRITE_MAX];
-            let mut count = 0;
-            let mut skip = self.written;
-            for piece in self.pieces.iter().take(PIECES_PER_WRITE_MAX) {
-                for part in [piece.header(), &piece.body] {
-                    let skipped = skip.min(part.len());
-                    skip -= skipped;
-                    if skipped < part.len() {
-                        slices[count] = IoSlice::new(&part[skipped..]);
-                        count += 1;
-                    }
+            let stream = Pin::new(&mut *stream);
+            let written = if self.bytes <= JOINED_BYTES_MAX {
+                let (mut joined, mut length) = ([0; JOINED_BYTES_MAX], 0);
+                for part in self.parts(usize::MAX) {
+                    joined[length..length + part.len()].copy_from_slice(part);
+                    length += part.len();
                 }
-            }
-            match ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &slices[..count]))? {
+                stream.poll_write(cx, &joined[..length])
+            } else {
+                let (mut slices, mut count) = ([IoSlice::new(&[]); 2 * PIECES_PER_WRITE_MAX], 0);
+                for part in self.parts(PIECES_PER_WRITE_MAX) {
+                    slices[count] = IoSlice::new(part);
+                    count += 1;
+                }
+                stream.poll_write_vectored(cx, &slices[..count])
+            };
+            match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 bytes => self.advance(bytes),
             }
@@ -246,6 +252,17 @@ impl Queue {
             self.pieces = VecDeque::new();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// What the first `pieces_max` pieces still have to be written, at most two parts of each.
+    fn parts(&self, pieces_max: usize) -> impl Iterator<Item = &[u8]> {
+        let mut skip = self.written;
+        let parts = self.pieces.iter().take(pieces_max).flat_map(|piece| [piece.header(), &piece.body]);
+        parts.filter_map(move |part| {
+            let skipped = skip.min(part.len());
+            skip -= skipped;
+            (skipped < part.len()).then(|| &part[skipped..])
+        })
     }
 
     fn advance(&mut self, bytes: usize) {
