@@ -272,7 +272,8 @@ fn bulk_frame() -> impl Strategy<Value = BulkFrame> {
         (id(), any::<u64>(), any::<u64>(), any::<[u8; 32]>(), snapshot_meta())
             .prop_map(|(id, term, total, hash, meta)| BulkFrame::Begin(id, SnapshotOffer { term: Term(term), total, hash, meta })),
         (id(), any::<u64>(), any::<u64>()).prop_map(|(transfer, credit, offset)| BulkFrame::Accept { transfer, credit, offset }),
-        (id(), any::<u64>(), bytes(200)).prop_map(|(id, offset, bytes)| BulkFrame::Chunk(id, offset, bytes)),
+        // A piece of nothing is refused: it would not bring a transfer any further.
+        (id(), any::<u64>(), vec(any::<u8>(), 1..200)).prop_map(|(id, offset, bytes)| BulkFrame::Chunk(id, offset, bytes.into())),
         (id(), any::<u64>()).prop_map(|(id, credit)| BulkFrame::Credit(id, credit)),
         id().prop_map(BulkFrame::End),
         id().prop_map(BulkFrame::Done),
