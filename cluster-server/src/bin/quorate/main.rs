@@ -3,7 +3,10 @@
 //! Each command is a file. Results go to stdout (with `--json`, one object a line), everything else to stderr. The library half of
 //! this package never uses the client; this binary is where the two meet.
 
+#![deny(unsafe_code)]
+
 mod admin;
+mod allocator;
 mod attach;
 mod backup;
 mod bench;
@@ -97,6 +100,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
+    allocator::set_up();
     let cli = Cli::parse();
     log_to_stderr(cli.verbose, matches!(cli.command, Command::Serve(_)));
     // One thread: servers bring their own, and a client's work is a fraction of a server's.
