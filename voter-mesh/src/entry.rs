@@ -122,11 +122,15 @@ impl EntryHeader {
     /// # Errors
     /// Any [`EntryError`] except `PayloadChecksum`.
     pub fn decode(bytes: &[u8]) -> Result<Self, EntryError> {
-        let Some(head) = bytes.get(..ENTRY_HEADER_BYTES) else { return Err(EntryError::Truncated) };
-        let header_crc = u32_at(head, 44);
-        if crc32c::crc32c(&head[..44]) != header_crc {
-            return Err(EntryError::HeaderChecksum);
+        match bytes.get(..ENTRY_HEADER_BYTES) {
+            Some(head) if crc32c::crc32c(&head[..44]) != u32_at(head, 44) => Err(EntryError::HeaderChecksum),
+            _ => Self::decode_verified(bytes),
         }
+    }
+
+    /// As [`EntryHeader::decode`] of a header whose checksum was verified before.
+    fn decode_verified(bytes: &[u8]) -> Result<Self, EntryError> {
+        let Some(head) = bytes.first_chunk::<ENTRY_HEADER_BYTES>() else { return Err(EntryError::Truncated) };
         let kind = EntryKind::from_byte(head[8]).ok_or(EntryError::Kind(head[8]))?;
         if head[9] != 0 {
             return Err(EntryError::Flags(head[9]));
@@ -144,7 +148,7 @@ impl EntryHeader {
             opening: Opening(u64_at(head, 20)),
             request: RequestId(u64_at(head, 28)),
             floor: RequestId(u64_at(head, 36)),
-            header_crc,
+            header_crc: u32_at(head, 44),
         })
     }
 
@@ -226,24 +230,24 @@ pub struct EntryRef<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Walks entries laid end to end, checking header and payload checksums. Stops after the first error.
+/// Walks entries laid end to end, checking header and payload checksums or trusting them. Stops after the first error.
 #[derive(Clone, Debug)]
 pub struct Entries<'a> {
     rest: &'a [u8],
-    verify_payload: bool,
+    verify: bool,
 }
 
 impl<'a> Entries<'a> {
     /// Entries that come from outside: every checksum is verified.
     #[must_use]
     pub const fn checked(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes, verify_payload: true }
+        Self { rest: bytes, verify: true }
     }
 
-    /// Entries whose payloads this process has verified before (they are inside a [`crate::run::Run`]).
+    /// Entries whose checksums this process has verified before (they are inside a [`crate::run::Run`]).
     #[must_use]
     pub const fn verified(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes, verify_payload: false }
+        Self { rest: bytes, verify: false }
     }
 }
 
@@ -254,10 +258,11 @@ impl<'a> Iterator for Entries<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let item = EntryHeader::decode(self.rest).and_then(|header| {
+        let header = if self.verify { EntryHeader::decode(self.rest) } else { EntryHeader::decode_verified(self.rest) };
+        let item = header.and_then(|header| {
             let bytes = self.rest.get(..header.entry_bytes()).ok_or(EntryError::Truncated)?;
             let payload = &bytes[ENTRY_HEADER_BYTES..];
-            if self.verify_payload && crc32c::crc32c(payload) != header.payload_crc {
+            if self.verify && crc32c::crc32c(payload) != header.payload_crc {
                 return Err(EntryError::PayloadChecksum);
             }
             Ok(EntryRef { header, payload, bytes })

@@ -7,7 +7,7 @@
 //! [`Replica::image`] before the next run and write it out elsewhere.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use thiserror::Error;
@@ -24,6 +24,9 @@ use crate::snapshot::{Hashing, LogGrowth, SnapshotMeta};
 
 #[cfg(test)]
 mod tests;
+
+/// Bytes of a snapshot that are unpacked, hashed and read at once.
+const RESTORE_BYTES: usize = 64 << 10;
 
 /// Limits of a replica. All of them decide something that servers must agree on: equal on all servers of a cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,8 +126,7 @@ impl Replica {
         }
     }
 
-    /// The replica that a snapshot holds. Both streams are read to their end, in small pieces (give them a buffer), and must match
-    /// the meta's hashes.
+    /// The replica that a snapshot holds. Both streams are read to their end and must match the meta's hashes.
     ///
     /// # Errors
     /// [`RestoreError`]; no replica then.
@@ -138,16 +140,16 @@ impl Replica {
         if (meta.machine_name.as_str(), meta.machine_version) != (factory.name, factory.version) {
             return Err(RestoreError::OtherMachine { name: meta.machine_name.clone(), version: meta.machine_version });
         }
-        let mut state = Hashing::new(state);
+        let mut state = BufReader::with_capacity(RESTORE_BYTES, Hashing::new(state));
         let machine = factory.restore(&mut state)?;
         // A machine may leave an end that it has no use for; the hash is over the whole.
         io::copy(&mut state, &mut io::sink())?;
-        if state.finish() != meta.state_hash {
+        if state.into_inner().finish() != meta.state_hash {
             return Err(RestoreError::Hash { part: "state" });
         }
-        let mut sessions = Hashing::new(sessions);
+        let mut sessions = BufReader::with_capacity(RESTORE_BYTES, Hashing::new(sessions));
         let (table, growth) = Sessions::restore(limits.sessions, &mut sessions)?;
-        if sessions.finish() != meta.sessions_hash {
+        if sessions.into_inner().finish() != meta.sessions_hash {
             return Err(RestoreError::Hash { part: "sessions" });
         }
         Ok(Self {

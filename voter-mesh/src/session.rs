@@ -118,12 +118,35 @@ pub enum SessionProofResult {
     Unknown,
 }
 
+/// As much as fits where [`Kept::Elided`] has its hash.
+const SHORT_MAX: usize = 31;
+
 /// What is remembered of a command that was recorded.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Kept {
+    /// A reply that needs no memory of its own; behind its end zeros.
+    Short {
+        len: u8,
+        bytes: [u8; SHORT_MAX],
+    },
+    /// A longer one.
     Reply(Bytes),
     Elided([u8; 32]),
     Undecodable,
+}
+
+impl Kept {
+    /// A reply that is kept whole.
+    fn whole(reply: &Bytes) -> Self {
+        let mut bytes = [0; SHORT_MAX];
+        match bytes.get_mut(..reply.len()) {
+            Some(front) => {
+                front.copy_from_slice(reply);
+                Self::Short { len: reply.len() as u8, bytes }
+            }
+            None => Self::Reply(reply.clone()),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -139,6 +162,7 @@ struct Record {
 impl Record {
     fn outcome(&self) -> Outcome {
         match &self.kept {
+            Kept::Short { len, bytes } => Outcome::Applied(Bytes::copy_from_slice(&bytes[..usize::from(*len)])),
             Kept::Reply(reply) => Outcome::Applied(reply.clone()),
             Kept::Elided(hash) => Outcome::Elided(*hash),
             Kept::Undecodable => Outcome::Undecodable,
@@ -395,9 +419,7 @@ impl Sessions {
             return without_effect(Outcome::WindowBroken);
         }
         let (effective, kept, outcome) = match effect() {
-            Ok(reply) if reply.len() <= self.limits.reply_bytes_kept_max => {
-                (true, Kept::Reply(reply.clone()), Outcome::Applied(reply))
-            }
+            Ok(reply) if reply.len() <= self.limits.reply_bytes_kept_max => (true, Kept::whole(&reply), Outcome::Applied(reply)),
             Ok(reply) => (true, Kept::Elided(Sha256::digest(&reply).into()), Outcome::Applied(reply)),
             Err(Undecodable) => (false, Kept::Undecodable, Outcome::Undecodable),
         };

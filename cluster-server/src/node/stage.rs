@@ -1,9 +1,11 @@
 //! From a data directory to a replica at work: forming or joining, then reading what is there.
 
 use std::collections::VecDeque;
+use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Instant;
 
 use relay::feed::FeedLimits;
@@ -193,16 +195,22 @@ pub(super) fn read(
             newest = Some(snapshots::write(&store, fresh().image(), &CpuShare::whole())?);
         }
     }
-    let mut replica = match &newest {
-        Some(meta) => snapshots::restore(&store, meta, options)?,
+    let mut recent = Vec::new();
+    // The snapshot's part only reads, so it may go beside the log's.
+    let (restored, look) = thread::scope(|scope| {
+        let restoring = newest.as_ref().map(|meta| scope.spawn(|| snapshots::restore(&store, meta, options)));
+        let look = Log::look(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut |run| {
+            progress.fetch_add(1, Ordering::Relaxed);
+            recent.push(run.clone());
+        });
+        (restoring.map(|restoring| restoring.join().unwrap_or_else(|panic| resume_unwind(panic))), look)
+    });
+    let mut replica = match restored {
+        Some(restored) => restored?,
         // A newcomer: the leader's snapshot replaces this before anything is applied.
         None => fresh(),
     };
-    let mut recent = Vec::new();
-    let look = Log::look(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut |run| {
-        progress.fetch_add(1, Ordering::Relaxed);
-        recent.push(run.clone());
-    })?;
+    let look = look?;
     let (before, _) = look.recovered().before_first;
     if before > replica.tail().run {
         return Err(NodeError::Fatal(format!(

@@ -4,16 +4,19 @@ use std::io::{self, Read, Write};
 use std::ops::RangeBounds;
 
 use bytes::Bytes;
-use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 
-use super::{MachineFactory, Position, RestoreError, StateMachine};
+use super::{MachineFactory, Position, RestoreError, StateMachine, Undecodable, from_cbor, to_cbor};
 use crate::entry::PAYLOAD_BYTES_MAX;
 use crate::ids::LogIndex;
 use crate::layout::{Source, put_bytes};
 
+mod map;
+mod plain;
 #[cfg(test)]
 mod tests;
+
+use map::KeyMap;
 
 /// Bytes of a key; a command with a longer one is answered [`KvReply::KeyTooLong`]. A value is bounded by the entry's payload.
 pub const KEY_BYTES_MAX: usize = 4 << 10;
@@ -97,7 +100,7 @@ pub struct KvValue {
 /// The state, and its own image.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Kv {
-    map: OrdMap<Bytes, KvValue>,
+    map: KeyMap,
 }
 
 impl Kv {
@@ -108,7 +111,7 @@ impl Kv {
     }
 
     /// The keys in a range with their values, ascending.
-    pub fn range<'a>(&'a self, keys: impl RangeBounds<[u8]> + 'a) -> impl Iterator<Item = (&'a Bytes, &'a KvValue)> {
+    pub fn range<'a>(&'a self, keys: impl RangeBounds<[u8]> + 'a) -> impl Iterator<Item = (&'a [u8], &'a KvValue)> {
         self.map.range(keys)
     }
 
@@ -124,8 +127,8 @@ impl Kv {
         self.map.is_empty()
     }
 
-    fn put(&mut self, key: Vec<u8>, value: Vec<u8>, version: LogIndex) -> KvReply {
-        self.map.insert(key.into(), KvValue { value: value.into(), version });
+    fn put(&mut self, key: &[u8], value: Vec<u8>, version: LogIndex) -> KvReply {
+        self.map.insert(key, KvValue { value: value.into(), version });
         KvReply::Written { version }
     }
 }
@@ -143,8 +146,8 @@ impl StateMachine for Kv {
             return KvReply::KeyTooLong;
         }
         match command {
-            KvCommand::Put { key, value } => self.put(key, value, at.index),
-            KvCommand::Delete { key } => KvReply::Deleted { existed: self.map.remove(&key[..]).is_some() },
+            KvCommand::Put { key, value } => self.put(&key, value, at.index),
+            KvCommand::Delete { key } => KvReply::Deleted { existed: self.map.remove(&key) },
             KvCommand::CompareAndSet { key, expected, value } => {
                 let present = self.get(&key);
                 let matches = match (&expected, present) {
@@ -156,8 +159,22 @@ impl StateMachine for Kv {
                 if !matches {
                     return KvReply::Mismatch { version: present.map(|present| present.version) };
                 }
-                self.put(key, value, at.index)
+                self.put(&key, value, at.index)
             }
+        }
+    }
+
+    fn decode(command: &[u8]) -> Result<KvCommand, Undecodable> {
+        match plain::put(command) {
+            Some((key, value)) => Ok(KvCommand::Put { key: key.into(), value: value.into() }),
+            None => from_cbor(command),
+        }
+    }
+
+    fn encode(reply: &KvReply) -> Bytes {
+        match reply {
+            KvReply::Written { version } => plain::written(*version),
+            _ => to_cbor(reply).unwrap_or_default(),
         }
     }
 
@@ -169,7 +186,7 @@ impl StateMachine for Kv {
     fn write(image: Self, to: &mut impl Write) -> io::Result<()> {
         to.write_all(&(image.len() as u64).to_le_bytes())?;
         let mut one = Vec::new();
-        for (key, KvValue { value, version }) in &image.map {
+        for (key, KvValue { value, version }) in image.map.range(..) {
             one.clear();
             put_bytes(&mut one, key);
             put_bytes(&mut one, value);
@@ -183,13 +200,12 @@ impl StateMachine for Kv {
         let mut from = Source(from);
         let mut state = Self::default();
         for _ in 0..from.u64()? {
-            let key = Bytes::from(from.bytes(KEY_BYTES_MAX)?);
+            let key = from.bytes(KEY_BYTES_MAX)?;
             let value = from.bytes(PAYLOAD_BYTES_MAX)?.into();
             let version = LogIndex(from.u64()?);
-            if state.map.get_max().is_some_and(|(last, _)| *last >= key) {
+            if !state.map.append(&key, KvValue { value, version }) {
                 return Err(RestoreError::Malformed("keys are not ascending".into()));
             }
-            state.map.insert(key, KvValue { value, version });
         }
         from.end()?;
         Ok(state)

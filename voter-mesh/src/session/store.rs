@@ -97,6 +97,10 @@ fn put_session(to: &mut Vec<u8>, id: SessionId, session: &Session) {
         to.extend_from_slice(&record.payload_bytes.to_le_bytes());
         to.extend_from_slice(&record.payload_crc.to_le_bytes());
         match &record.kept {
+            Kept::Short { len, bytes } => {
+                to.push(1);
+                put_bytes(to, &bytes[..usize::from(*len)]);
+            }
             Kept::Reply(reply) => {
                 to.push(1);
                 put_bytes(to, reply);
@@ -139,7 +143,7 @@ fn read_record(from: &mut Source<'_>) -> Result<Record, RestoreError> {
         payload_bytes: from.u32()?,
         payload_crc: from.u32()?,
         kept: match from.u8()? {
-            1 => Kept::Reply(from.bytes(super::REPLY_BYTES_KEPT_MAX)?.into()),
+            1 => Kept::whole(&from.bytes(super::REPLY_BYTES_KEPT_MAX)?.into()),
             2 => Kept::Elided(from.array()?),
             3 => Kept::Undecodable,
             kind => return Err(RestoreError::Malformed(format!("session table: record of kind {kind}"))),

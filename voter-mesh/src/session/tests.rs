@@ -107,6 +107,20 @@ fn a_large_reply_is_sent_whole_once_and_elided_for_retries() {
 }
 
 #[test]
+fn a_reply_of_any_length_is_answered_again_as_it_was() {
+    let mut world = World::new();
+    let (session, opening) = world.open(1);
+    let lengths = [0, 1, SHORT_MAX - 1, SHORT_MAX, SHORT_MAX + 1, REPLY_BYTES_KEPT_MAX];
+    for again in [false, true] {
+        for (request, bytes) in (1..).zip(lengths) {
+            let reply = world.command(session, opening, request, 0, format!("big{bytes}").as_bytes());
+            assert_eq!((applied(&reply), reply.repeat), (&vec![0xBB; bytes][..], again));
+        }
+        world.replica = reborn(&world.replica, ReplicaLimits::default());
+    }
+}
+
+#[test]
 fn ids_may_have_gaps_repeat_out_of_order_and_a_reserved_one_may_come_last() {
     let mut world = World::new();
     let (session, opening) = world.open(1);

@@ -1,6 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 use super::*;
 use crate::ids::{SessionId, Term, TimeMs};
@@ -94,6 +98,82 @@ fn golden_bytes_of_commands_and_replies() {
     assert_eq!(hex(&to_cbor(&cas).unwrap()), GOLDEN_CAS);
     assert_eq!(hex(&to_cbor(&KvReply::Written { version: LogIndex(5) }).unwrap()), GOLDEN_WRITTEN);
     assert_eq!(from_cbor(&to_cbor(&cas).unwrap()), Ok(cas));
+}
+
+proptest! {
+    /// What the short way takes, the general way takes as the same; what it lays out, the general way lays out.
+    #[test]
+    fn a_plain_put_and_its_reply_are_what_they_are_in_general(
+        key in vec(any::<u8>(), 0..300),
+        value in prop_oneof![vec(any::<u8>(), 0..30), vec(any::<u8>(), 200..300), vec(Just(7), 65_500..65_600)],
+        (damage, at, byte) in (any::<bool>(), any::<prop::sample::Index>(), any::<u8>()),
+        version in prop_oneof![0..30_u64, 200..300_u64, 65_500..65_600_u64, any::<u64>()],
+    ) {
+        let mut command = to_cbor(&put(&key, &value)).unwrap().to_vec();
+        prop_assert_eq!(plain::put(&command).is_some(), key.len().max(value.len()) <= 65_535);
+        if damage {
+            let at = at.index(command.len());
+            command[at] = byte;
+            command.truncate(if byte % 3 == 0 { at } else { command.len() });
+        }
+        prop_assert_eq!(Kv::decode(&command), from_cbor(&command));
+        let reply = KvReply::Written { version: LogIndex(version) };
+        prop_assert_eq!(Kv::encode(&reply), to_cbor(&reply).unwrap());
+    }
+
+    /// The map does as the standard one does, and what was copied stays as it was.
+    #[test]
+    fn a_map_that_is_shared_is_a_map(steps in vec((0..4_u8, 0..600_u64, any::<bool>()), 1..2000), long in any::<bool>()) {
+        let key = |number: u64| if long { format!("a key that does not lie in its node: {number:04}") } else { format!("{number}") };
+        let value = |number: u64| KvValue { value: (&b"v"[..]).into(), version: LogIndex(number) };
+        let (mut map, mut model) = (KeyMap::default(), BTreeMap::new());
+        let mut images = Vec::new();
+        let is_equal = |map: &KeyMap, model: &BTreeMap<Vec<u8>, KvValue>| {
+            map.len() == model.len() && map.range(..).eq(model.iter().map(|(key, value)| (&key[..], value)))
+        };
+        for (step, (deed, number, image)) in steps.into_iter().enumerate() {
+            let bytes = key(number).into_bytes();
+            match deed {
+                // A stretch in order, so that there is a tree to speak of.
+                0 => for number in number..number + 40 {
+                    map.insert(key(number).as_bytes(), value(step as u64));
+                    model.insert(key(number).into_bytes(), value(step as u64));
+                },
+                1 => {
+                    map.insert(&bytes, value(step as u64));
+                    model.insert(bytes.clone(), value(step as u64));
+                }
+                2 => prop_assert_eq!(map.remove(&bytes), model.remove(&bytes).is_some()),
+                _ => for number in number..number + 40 {
+                    prop_assert_eq!(map.remove(key(number).as_bytes()), model.remove(&key(number).into_bytes()).is_some());
+                },
+            }
+            prop_assert_eq!(map.get(&bytes), model.get(&bytes));
+            if image && images.len() < 4 {
+                images.push((map.clone(), model.clone()));
+            }
+        }
+        prop_assert!(is_equal(&map, &model));
+        for (map, model) in &images {
+            prop_assert!(is_equal(map, model));
+        }
+        let (from, to) = (key(250).into_bytes(), key(420).into_bytes());
+        for bounds in [
+            (Bound::Included(&from[..]), Bound::Excluded(&to[..])),
+            (Bound::Excluded(&from[..]), Bound::Included(&to[..])),
+            (Bound::Unbounded, Bound::Included(&from[..])),
+        ] {
+            let found = map.range(bounds).map(|(key, _)| key.to_vec());
+            prop_assert!(found.eq(model.range::<[u8], _>(bounds).map(|(key, _)| key.clone())));
+        }
+        // In order, the same again; and nothing that is out of order.
+        let mut again = KeyMap::default();
+        for (key, value) in &model {
+            prop_assert!(again.append(key, value.clone()));
+            prop_assert!(!again.append(key, value.clone()));
+        }
+        prop_assert_eq!(again, map);
+    }
 }
 
 const GOLDEN_PUT: &str = "a163707574a2636b6579416b6576616c75654176";
