@@ -55,7 +55,7 @@ use stage::Unformed;
 const BLOCKING_THREADS_MAX: usize = 5;
 
 /// Clients that are written to before the sockets and the cores are looked at again.
-const CLIENTS_PER_TURN_MAX: usize = 64;
+const CLIENTS_PER_TURN_MAX: usize = 32;
 
 /// How often a voter that waits for nothing looks around.
 const IDLE_LOOK_MS: u64 = 1_000;
@@ -188,6 +188,8 @@ pub(crate) async fn serve(
     let mut ending: Option<Time> = None;
     loop {
         node.pump(&mesh)?;
+        // What the pump had for the other servers leaves before what it had for clients.
+        behind_the_others().await;
         // Each write is one of many, none of which is a reason to stop.
         let more = unconstrained(std::future::poll_fn(|_| Poll::Ready(node.write_clients()))).await;
         if ending.is_some_and(|at| node.now() >= at || node.may_end()) {
@@ -226,6 +228,19 @@ pub(crate) async fn serve(
     mesh.shutdown();
     mesh.stopped().await;
     Ok(())
+}
+
+/// Lets all tasks have their turn that are ready already, and does not look at the sockets for it.
+async fn behind_the_others() {
+    let mut waited = false;
+    let turn = std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    });
+    turn.await;
 }
 
 /// A voter's state, shared by the tasks of its thread. Borrows never cross an await.

@@ -186,9 +186,10 @@ pub struct Room {
     /// Before this, no pass over the feed's cursors begins.
     feed_next: Time,
     feed_due: Option<Time>,
-    /// How far the feed went when the last pass began, and whether it is still under way.
+    /// How far the feed went when the last pass began.
     passed: LogIndex,
-    passing: bool,
+    /// When the pass began that is under way.
+    passing: Option<Time>,
     commit_next: Time,
     commit_due: Option<Time>,
     /// What standby links are told.
@@ -225,7 +226,7 @@ impl Room {
             feed_next: now,
             feed_due: None,
             passed: tail.0,
-            passing: false,
+            passing: None,
             commit_next: now,
             commit_due: None,
             commit: tail,
@@ -351,9 +352,9 @@ impl Room {
         let tail = self.feed.tail().0;
         self.revisit |= self.awaited.is_some_and(|awaited| awaited <= tail);
         // The pass that is under way asks for the next one when it ends.
-        if !self.passing && self.links.has(List::Parked) {
+        if self.passing.is_none() && self.links.has(List::Parked) {
             if now >= self.feed_next {
-                self.begin_pass();
+                self.begin_pass(now);
             } else {
                 self.feed_due = Some(self.feed_next);
             }
@@ -364,7 +365,7 @@ impl Room {
     }
 
     /// Gives every feed cursor that has something to read its place in a pass.
-    fn begin_pass(&mut self) {
+    fn begin_pass(&mut self, now: Time) {
         self.feed_due = None;
         let tail = self.feed.tail().0;
         self.passed = tail;
@@ -377,13 +378,17 @@ impl Room {
                 _ => {}
             }
         }
-        self.passing = self.links.has(List::Passed);
+        self.passing = self.links.has(List::Passed).then_some(now);
     }
 
-    /// The next one comes after a gap in which commands gather: a write costs as much for one as for many.
-    fn end_pass(&mut self, now: Time) {
-        self.passing = false;
-        self.feed_next = now.plus_ms(self.options.limits.feed_gap_ms);
+    /// The next one comes after a gap in which commands gather: a write costs as much for one as for many. A pass that took long is
+    /// followed by as long a gap, so that it is not passes for which commands wait.
+    fn end_pass(&mut self, begun: Time, now: Time) {
+        self.passing = None;
+        let limits = &self.options.limits;
+        let took_us = now.monotonic_us.saturating_sub(begun.monotonic_us);
+        let gap_us = took_us.min(limits.feed_gap_max_ms * 1_000).max(limits.feed_gap_ms * 1_000);
+        self.feed_next = now.plus_us(gap_us);
         if self.passed < self.feed.tail().0 {
             self.feed_due = Some(self.feed_next);
         }
@@ -446,7 +451,7 @@ impl Room {
         self.expire_reads(now);
         self.states.expire(now);
         if self.feed_due.is_some_and(|due| due <= now) {
-            self.begin_pass();
+            self.begin_pass(now);
         }
         if self.commit_due.is_some_and(|due| due <= now) {
             self.wake_standbys(now);
@@ -503,13 +508,13 @@ impl Room {
 
     /// A link that has something to write: first those that wait for an answer, then those whose turn it is in the pass over the feed.
     pub fn poll_wake(&mut self, now: Time) -> Option<LinkId> {
-        let answered = self.links.pop(List::Woken);
-        if answered.is_some() || !self.passing {
-            return answered;
+        if let Some(answered) = self.links.pop(List::Woken) {
+            return Some(answered);
         }
+        let begun = self.passing?;
         let next = self.links.pop(List::Passed);
         if !self.links.has(List::Passed) {
-            self.end_pass(now);
+            self.end_pass(begun, now);
         }
         next
     }

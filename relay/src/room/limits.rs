@@ -65,6 +65,9 @@ pub struct RoomLimits {
     /// From the end of one pass over all links that follow the feed to the beginning of the next. Default 2 ms: a longer gap makes
     /// longer, fewer writes. A command that comes alone waits for nothing, and nobody waits for the answer to his own.
     pub feed_gap_ms: u64,
+    /// A pass that took longer than that is followed by as long a gap as it took itself, so that passes take half of the time at most;
+    /// and by no longer one than this. Default 20 ms.
+    pub feed_gap_max_ms: u64,
     /// From one `Commit` on a standby link to the next. Default 100 ms.
     pub commit_gap_ms: u64,
 }
@@ -97,6 +100,7 @@ impl Default for RoomLimits {
             session_frames_max: 32,
             activity_ms: 10_000,
             feed_gap_ms: 2,
+            feed_gap_max_ms: 20,
             commit_gap_ms: 100,
         }
     }

@@ -92,12 +92,12 @@ fn whoever_waits_for_an_answer_goes_before_the_pass_and_the_gap_begins_at_its_en
     }
     let rest: Vec<_> = std::iter::from_fn(|| world.room.poll_wake(world.now)).collect();
     assert_eq!(rest, [writer, links[1], links[2], links[3]]);
-    // Those whose turn it was have all of it; the first has the next pass, a gap after this one ended.
+    // Those whose turn it was have all of it; the first has the next pass, after a gap as long as this one, which began when it ended.
     for link in &links[1..] {
         assert!(matches!(&world.hear(*link)[..], [ServerFrame::Feed(_)]));
     }
-    assert_eq!(world.room.poll_timeout().map(|(at, _)| at), Some(world.now.plus_ms(RoomLimits::default().feed_gap_ms)));
-    world.pass_ms(1);
+    assert_eq!(world.room.poll_timeout().map(|(at, _)| at), Some(world.now.plus_ms(15)));
+    world.pass_ms(14);
     assert_eq!(world.woken, []);
     world.pass_ms(1);
     assert_eq!(std::mem::take(&mut world.woken), [links[0]]);
@@ -105,6 +105,13 @@ fn whoever_waits_for_an_answer_goes_before_the_pass_and_the_gap_begins_at_its_en
     // Nobody is left behind, so nobody is woken for nothing.
     world.pass_ms(100);
     assert_eq!(world.woken, []);
+    // However long a pass was held up, the gap has its limit.
+    world.apply_noop();
+    assert_eq!(world.room.poll_wake(world.now), Some(links[1]));
+    world.now = world.now.plus_ms(5_000);
+    world.apply_noop();
+    while world.room.poll_wake(world.now).is_some() {}
+    assert_eq!(world.room.poll_timeout().map(|(at, _)| at), Some(world.now.plus_ms(RoomLimits::default().feed_gap_max_ms)));
 }
 
 #[test]
