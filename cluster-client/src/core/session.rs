@@ -208,11 +208,12 @@ impl<W: Waiters> Core<W> {
         let Some(identity) = self.identity else { return Ok(()) };
         let record = SessionRecord { cluster: identity.cluster, epoch: identity.epoch, session, opening };
         match (&self.session, asked) {
-            (&Session::Opening { secret, ours: true, .. }, Asked::Open) => {
+            // Told another opening, somebody has attached with a copy of the journal meanwhile.
+            (&Session::Opening { secret, ours: true, .. }, Asked::Open) if opening == Opening(session.0) => {
                 self.session = Session::Live { secret, session, opening, attach: None };
                 self.go_live(link, record);
             }
-            (&Session::Opening { secret, ours: false, .. }, Asked::Open) => {
+            (&Session::Opening { secret, .. }, Asked::Open) => {
                 // Another copy of the journal may have attached since, and used the same ids: all that this one holds is the first opening,
                 // whatever the present one is. It has the session's number.
                 let first = Opening(session.0);
