@@ -35,6 +35,8 @@ pub(super) struct Linearizability {
     values: BTreeMap<Digest, ValueId>,
     by_call: BTreeMap<CallId, usize>,
     by_ticket: BTreeMap<Ticket, Vec<(Payload, usize)>>,
+    /// Of each entry, the operation that was first told of it.
+    told: BTreeMap<LogIndex, usize>,
     /// Keys that raw clients write to.
     raw: BTreeSet<Bytes>,
     /// Where commands took effect in the log.
@@ -63,6 +65,7 @@ impl Linearizability {
             values: BTreeMap::new(),
             by_call: BTreeMap::new(),
             by_ticket: BTreeMap::new(),
+            told: BTreeMap::new(),
             raw: BTreeSet::new(),
             effects: BTreeMap::new(),
         }
@@ -164,8 +167,13 @@ impl Linearizability {
         let Some(at) = self.by_call.remove(&call) else { return };
         let answer = match outcome {
             Returned::Applied { reply: Some(reply), index, .. } => {
+                let answer = Answer::Reply(*reply);
+                if self.is_told_again(at, *index, answer) {
+                    return self.operations[at].void = true;
+                }
                 self.operations[at].effect.get_or_insert(*index);
-                Answer::Reply(*reply)
+                self.told.entry(*index).or_insert(at);
+                answer
             }
             Returned::Read { value, .. } => {
                 let value = value.as_ref().map(|value| (self.value(&value.value), value.version));
@@ -185,6 +193,16 @@ impl Linearizability {
             _ => return,
         };
         self.operations[at].operation.returned.get_or_insert((sequence, answer));
+    }
+
+    /// Whether this is an operation that has returned already, with this very answer, and that its client took up once more: it crashed before its
+    /// journal knew the answer.
+    fn is_told_again(&self, at: usize, index: LogIndex, answer: Answer) -> bool {
+        let (again, first) = (self.operations[at], self.told.get(&index).map(|first| self.operations[*first].operation));
+        again.ticketed
+            && first.is_some_and(|first| {
+                first.action == again.operation.action && first.returned.is_some_and(|(_, told)| told == answer)
+            })
     }
 
     fn history(&self, operations: &[usize]) -> KeyHistory {
