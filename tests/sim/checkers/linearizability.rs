@@ -198,9 +198,9 @@ impl Linearizability {
     /// Whether this is an operation that has returned already, with this very answer, and that its client took up once more: it crashed before its
     /// journal knew the answer.
     fn is_told_again(&self, at: usize, index: LogIndex, answer: Answer) -> bool {
-        let (again, first) = (self.operations[at], self.told.get(&index).map(|first| self.operations[*first].operation));
+        let (again, first) = (self.operations[at], self.told.get(&index).filter(|first| **first != at));
         again.ticketed
-            && first.is_some_and(|first| {
+            && first.map(|first| self.operations[*first].operation).is_some_and(|first| {
                 first.action == again.operation.action && first.returned.is_some_and(|(_, told)| told == answer)
             })
     }
