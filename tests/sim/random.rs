@@ -1,5 +1,15 @@
 //! Numbers from a seed: the same ones in every run.
 
+/// What [`fnv1a`] begins with.
+pub const FNV1A_OF_NOTHING: u64 = 0xCBF2_9CE4_8422_2325;
+
+/// FNV-1a (Fowler, Noll, Vo), 64 bits: the hash of what `hash` is the hash of, and these bytes behind it. Nothing hashed here is chosen by an
+/// enemy.
+#[must_use]
+pub fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3))
+}
+
 /// A small generator (splitmix64), good enough to choose test cases.
 #[derive(Clone, Debug, Default)]
 pub struct Random(u64);
@@ -13,13 +23,8 @@ impl Random {
 
     /// A generator for one purpose among several that a seed decides: what it draws changes nothing of what others do.
     #[must_use]
-    pub const fn apart(seed: u64, purpose: &str) -> Self {
-        let (mut hash, mut at) = (0xCBF2_9CE4_8422_2325_u64, 0);
-        while at < purpose.len() {
-            hash = (hash ^ purpose.as_bytes()[at] as u64).wrapping_mul(0x0100_0000_01B3);
-            at += 1;
-        }
-        Self::new(seed ^ hash)
+    pub fn apart(seed: u64, purpose: &str) -> Self {
+        Self::new(seed ^ fnv1a(FNV1A_OF_NOTHING, purpose.as_bytes()))
     }
 
     /// The next number.

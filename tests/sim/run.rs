@@ -15,6 +15,7 @@ use super::clients::{Fleet, Plan};
 use super::found;
 use super::net::Death;
 use super::panics;
+use super::random::{FNV1A_OF_NOTHING, fnv1a};
 use super::record::{Lines, Phase, Recorder, Report, Sink, Violation, What};
 use super::scenario::{Scenario, election_timeout};
 use super::server::DATA;
@@ -80,14 +81,12 @@ impl Outcome {
     }
 }
 
-/// FNV-1a, over text: no part of it is chosen by an enemy.
+/// A hash over text.
 struct Hash(u64);
 
 impl std::fmt::Write for Hash {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        for byte in text.bytes() {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
-        }
+        self.0 = fnv1a(self.0, text.as_bytes());
         Ok(())
     }
 }
@@ -98,7 +97,7 @@ pub fn run(scenario: Scenario, keep: Keep) -> Outcome {
     panics::note();
     drop(panics::take());
     let seed = scenario.seed;
-    let hash = Arc::new(Mutex::new(Hash(0xCBF2_9CE4_8422_2325)));
+    let hash = Arc::new(Mutex::new(Hash(FNV1A_OF_NOTHING)));
     let log = Arc::new(Mutex::new(String::new()));
     let options = CheckerOptions {
         election_timeout_ms: election_timeout().as_millis() as u64,

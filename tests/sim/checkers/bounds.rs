@@ -54,7 +54,6 @@ impl Checker for Bounds {
         match &event.what {
             // Of what it said of itself, nothing need have been durable: what others were told is the other checkers' affair.
             What::Started { server, .. } => drop(self.reached.remove(server)),
-            What::Wiped { server } => drop(self.reached.remove(server)),
             // It says nothing of itself before it takes part.
             What::Status { server, status } if status.id.is_some() && status.recovery.is_none() => {
                 let known = self.reached.entry(*server).or_default();
