@@ -5,6 +5,10 @@ use super::*;
 impl Voter {
     /// An administrator's request, at the leader.
     ///
+    /// What holds already goes through the log all the same, as the configuration that it is: who was deposed and does not know it
+    /// can say nothing for certain. (Raft §6.4 has the same reason for a read's round.) Only a newcomer that is in already is told
+    /// so at once: it believes its own configuration alone.
+    ///
     /// # Errors
     /// [`AdminRefused`]: nothing has changed.
     pub fn handle_admin(&mut self, request: AdminRequest, now: Time) -> Result<AdminProgress, AdminRefused> {
@@ -23,7 +27,7 @@ impl Voter {
         }
         let own = self.options.id.seat();
         match &request {
-            AdminRequest::Transfer { seat } => return self.transfer(*seat, request.clone()),
+            AdminRequest::Transfer { seat } if *seat != own => return self.transfer(*seat, request.clone()),
             // A leader never removes itself: it hands over first, and the next leader does it.
             AdminRequest::RemoveSeat { seat } if *seat == own && self.configuration.voters().len() > 1 => {
                 self.transfer_away(now);
@@ -37,7 +41,10 @@ impl Voter {
             }
             _ => {}
         }
-        let Some(next) = membership::next(&self.configuration, &request)? else { return Ok(AdminProgress::Done) };
+        let next = match membership::next(&self.configuration, &request)? {
+            None if matches!(request, AdminRequest::Join { .. }) => return Ok(AdminProgress::Done),
+            next => next.unwrap_or_else(|| self.configuration.clone()),
+        };
         if !self.configure(&next) {
             return Err(AdminRefused::Busy);
         }
@@ -132,9 +139,6 @@ impl Voter {
     pub(super) fn transfer(&mut self, seat: Seat, request: AdminRequest) -> Result<AdminProgress, AdminRefused> {
         let record = self.configuration.seats.get(&seat).ok_or(AdminRefused::UnknownSeat(seat))?;
         let member = record.member.as_ref().ok_or(AdminRefused::Vacant(seat))?;
-        if member.id == self.options.id {
-            return Ok(AdminProgress::Done);
-        }
         if member.role != Role::Voter {
             return Err(AdminRefused::Standby(seat));
         }

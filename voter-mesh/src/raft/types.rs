@@ -380,7 +380,7 @@ pub enum ReadRefused {
 /// How far an administrator's request has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AdminProgress {
-    /// It holds already.
+    /// The newcomer is in already.
     Done,
     /// It was begun; [`Event::Admin`] says how it ends.
     Started,
