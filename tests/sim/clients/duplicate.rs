@@ -1,6 +1,6 @@
 //! A raw client of one session on two links that sends each proposal several times: on both links, in any order, long after it was
 //! answered, and now and then with another payload, or one that is no command. Some of its sessions never raise their floor until they
-//! break their window, some are closed in the middle.
+//! break their window, some are closed in the middle, some overtake themselves: see [`overtake`].
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -18,7 +18,10 @@ use voter_mesh::outcome::{Outcome, Reply};
 
 use super::machine::Machine;
 use super::peer::{NoLink, Peer, hello};
+use crate::sim::random::{FNV1A_OF_NOTHING, Random, fnv1a};
 use crate::sim::record::{Operation, Phase, What};
+
+mod overtake;
 
 /// Ids that it remembers to send again.
 const SENT_MAX: usize = 64;
@@ -38,6 +41,10 @@ struct Sender {
     /// What is not answered.
     open: BTreeMap<RequestId, Bytes>,
     links: [Option<Peer>; 2],
+    /// Says when the session is overtaken.
+    whims: Random,
+    /// A later opening of the session was asked for.
+    overtaken: bool,
 }
 
 pub(super) async fn main(machine: Rc<Machine>) {
@@ -54,6 +61,8 @@ pub(super) async fn main(machine: Rc<Machine>) {
             sent: BTreeMap::new(),
             open: BTreeMap::new(),
             links: [None, None],
+            whims: Random::apart(fnv1a(FNV1A_OF_NOTHING, &secret), "session_overtaken"),
+            overtaken: false,
         };
         // It ends with its session, or with the run.
         sender.run().await;
@@ -87,6 +96,9 @@ impl Sender {
             if self.machine.below(300) == 0 {
                 self.machine.shared.fault("session_closed", self.machine.id);
                 self.say(0, &ClientFrame::SessionClose).await;
+            }
+            if self.is_to_be_overtaken() && !self.overtake().await {
+                return;
             }
             let pause = Duration::from_millis(self.machine.between(self.machine.shared.plan.think_ms) * PAUSES);
             let deadline = Instant::now() + pause;
@@ -227,14 +239,16 @@ impl Sender {
                     self.links[1 - link] = None;
                 }
                 Some(ServerFrame::Superseded { .. }) => {
-                    self.machine.shared.complain(self.machine.id, "superseded by nobody");
+                    self.superseded();
                     return false;
                 }
                 Some(ServerFrame::Replies(replies)) => {
+                    let mut goes_on = true;
                     for reply in replies {
-                        if !self.replied(server, reply) {
-                            return false;
-                        }
+                        goes_on &= self.replied(server, reply);
+                    }
+                    if !goes_on {
+                        return false;
                     }
                 }
                 Some(_) => {}
@@ -248,9 +262,18 @@ impl Sender {
         let WireReply { id: request, index, term, payload_crc, repeat, outcome } = reply;
         self.open.remove(&request);
         self.machine.shared.saw(index);
+        if matches!(outcome, Outcome::Superseded(_)) {
+            self.superseded();
+        }
         let goes_on = !matches!(outcome, Outcome::SessionExpired | Outcome::WindowBroken | Outcome::Superseded(_));
         let reply = Reply { session, opening, request, index, term, payload_crc, repeat, outcome };
         self.machine.shared.world.recorder.record(What::Replied { client: self.machine.id, server, reply });
         goes_on
+    }
+
+    fn superseded(&self) {
+        if !self.overtaken {
+            self.machine.shared.complain(self.machine.id, "superseded by nobody");
+        }
     }
 }
