@@ -171,6 +171,8 @@ pub struct Room {
     reads: Reads,
     events: VecDeque<RoomEvent>,
     leader: Option<RaftId>,
+    /// While no leader is known: when those that wait are sent elsewhere.
+    leaderless_due: Option<Time>,
     overloaded: bool,
     recovering: bool,
     closing: Option<(Code, Option<u32>)>,
@@ -206,6 +208,7 @@ impl Room {
             feed: Feed::new(options.limits.feed, tail.0, tail.1),
             runs: Shelf::new(options.limits.runs_kept_max, options.limits.reading_max),
             states: States::new(&options.limits),
+            leaderless_due: None,
             options,
             links: Links::default(),
             addresses: BTreeMap::new(),
@@ -403,9 +406,25 @@ impl Room {
         }
     }
 
-    /// Who leads, as far as this server knows.
-    pub fn handle_leader(&mut self, leader: Option<RaftId>) {
+    /// Who leads, as far as this server knows. Where that is nobody for long, clients that wait for an answer are sent elsewhere.
+    pub fn handle_leader(&mut self, leader: Option<RaftId>, now: Time) {
         self.leader = leader;
+        self.leaderless_due = match leader {
+            Some(_) => None,
+            None => self.leaderless_due.or(Some(now.plus_ms(self.options.limits.leaderless_ms))),
+        };
+    }
+
+    /// Whoever waits for an answer that only a leader has finds one elsewhere, if anybody does. Who follows the feed stays.
+    fn send_elsewhere(&mut self, now: Time) {
+        let limits = self.options.limits;
+        self.leaderless_due = Some(now.plus_ms(limits.leaderless_ms));
+        for id in self.links.ids() {
+            if self.links.get(id).is_some_and(|link| link.phase == Phase::Live && link.awaits_leader()) {
+                let retry_after_ms = u32::try_from(limits.leaderless_ms).ok();
+                let _ = self.close(id, Code::Leaderless, retry_after_ms, now);
+            }
+        }
     }
 
     /// Reports every attached session again: a new leader knows none of them.
@@ -450,6 +469,9 @@ impl Room {
         }
         self.expire_reads(now);
         self.states.expire(now);
+        if self.leaderless_due.is_some_and(|due| due <= now) {
+            self.send_elsewhere(now);
+        }
         if self.feed_due.is_some_and(|due| due <= now) {
             self.begin_pass(now);
         }
@@ -473,6 +495,7 @@ impl Room {
             (self.links.next_timer(), "a link's deadline"),
             (self.reads.next_deadline(), "a read's deadline"),
             (self.states.kept_until(), "a state that nobody came for"),
+            (self.leaderless_due, "nobody leads for too long"),
             (self.feed_due, "the gap between feed passes"),
             (self.commit_due, "the gap between commits to standbys"),
             (self.activity_due, "sessions came or went"),

@@ -202,6 +202,8 @@ pub enum Code {
     Unsupported,
     /// No sign of life for two ping periods, or the handshake took too long.
     Timeout,
+    /// The server has not known of a leader for long: another one may.
+    Leaderless,
 }
 
 /// Where an admitted learner's feed begins.

@@ -108,6 +108,7 @@ fn code(words: &mut Words<'_>) -> Code {
         Code::Closing,
         Code::Malformed,
         Code::TooLarge,
+        Code::Leaderless,
     ];
     all.into_iter().find(|code| format!("{code:?}") == word).unwrap_or_else(|| words.wrong("a code"))
 }

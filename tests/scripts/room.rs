@@ -414,9 +414,14 @@ impl World {
                 }
             }
             "leader" => {
-                let leader = RaftId::new(Seat(words.parse()), 1);
-                self.room().handle_leader(Some(leader));
-                self.room().report_all_sessions();
+                let leader = match words.word() {
+                    "none" => None,
+                    seat => Some(RaftId::new(Seat(seat.parse().unwrap()), 1)),
+                };
+                self.room().handle_leader(leader, now);
+                if leader.is_some() {
+                    self.room().report_all_sessions();
+                }
             }
             "overloaded" => self.room().handle_overloaded(true),
             "relieved" => self.room().handle_overloaded(false),

@@ -362,7 +362,9 @@ impl Doing {
                     world.mark_lost(machine.seat);
                 }
                 self.happens(format_args!("{} {damaged:?}", machine.seat));
-                if !running {
+                if running {
+                    world.rots_unseen(machine.seat);
+                } else {
                     self.wait(DOWN).await;
                     world.start(machine.seat);
                 }

@@ -66,6 +66,8 @@ pub struct World {
     /// How often damage was allowed: what was seen before tells nothing of it.
     damages: Cell<u64>,
     marks_lost: RefCell<BTreeSet<Seat>>,
+    /// Seats whose disks were damaged under a server that runs: what it has read already it does not read again before its next start.
+    latent: RefCell<BTreeSet<Seat>>,
     /// Servers that may end by themselves, because something was done to their disks.
     excused: RefCell<BTreeSet<Seat>>,
     clients: RefCell<Vec<IpAddr>>,
@@ -103,6 +105,7 @@ impl World {
             armed: RefCell::default(),
             damages: Cell::new(0),
             marks_lost: RefCell::default(),
+            latent: RefCell::default(),
             excused: RefCell::default(),
             clients: RefCell::default(),
             stands: RefCell::default(),
@@ -210,6 +213,7 @@ impl World {
     pub fn start(self: &Rc<Self>, seat: Seat) {
         let Some(machine) = self.machine(seat).filter(|machine| machine.running().is_none()) else { return };
         self.off.borrow_mut().remove(&seat);
+        self.latent.borrow_mut().remove(&seat);
         let running = match machine.start(self.next_life(), self.scenario.server(seat)) {
             Ok(running) => running,
             Err(error) => return self.wrong(format!("seat {seat} cannot be started: {error}")),
@@ -296,6 +300,11 @@ impl World {
         self.marks_lost.borrow_mut().insert(seat);
     }
 
+    /// A disk was damaged whose server runs, and goes on as if nothing were: the seat counts as damaged at least until it starts again.
+    pub fn rots_unseen(&self, seat: Seat) {
+        self.latent.borrow_mut().insert(seat);
+    }
+
     /// Whether a copy of what was acknowledged may be lost at this seat; if so, it is taken for lost.
     pub async fn may_damage(&self, seat: Seat) -> bool {
         self.look_for_damage().await;
@@ -356,8 +365,8 @@ impl World {
         }
         let (Ok(leader), mut members) = (whole(&statuses), statuses.iter()) else { return };
         if members.all(|status| status.applied >= leader.applied && status.configuration == leader.configuration) {
-            let (marks, armed) = (self.marks_lost.borrow(), self.armed.borrow());
-            self.damaged.borrow_mut().retain(|seat| marks.contains(seat) || armed.contains(seat));
+            let unseen = [self.marks_lost.borrow(), self.armed.borrow(), self.latent.borrow()];
+            self.damaged.borrow_mut().retain(|seat| unseen.iter().any(|unseen| unseen.contains(seat)));
             self.doubted.borrow_mut().clear();
         }
     }

@@ -734,7 +734,12 @@ impl Voter {
             self.raw.tick();
         } else {
             // It does not campaign, but a leader that fell silent loses its lease here too.
-            self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.saturating_add(1);
+            let raft = &mut self.raw.raft;
+            raft.election_elapsed = raft.election_elapsed.saturating_add(1);
+            if raft.leader_id != raft::INVALID_ID && raft.election_elapsed >= self.options.timing.election_ticks_max {
+                // And is followed no longer: a standby that was cut off or removed would wait for its answers for ever.
+                raft.become_follower(raft.term, raft::INVALID_ID);
+            }
         }
         if self.lost_vote.is_some() {
             self.peers.clone().into_iter().for_each(|peer| self.ask_for_term(peer));

@@ -426,6 +426,8 @@ impl Log {
         let bytes = self.options.segment_bytes.max(RECORDS_AT + room_bytes);
         let spare = self.spares.last().filter(|_| bytes == self.options.segment_bytes);
         let commit = self.mark.commit;
+        // Where nothing is cut nothing is read: what has rotted in an old run is for whoever asks for that run to find.
+        let cuts = before.run < self.done.run;
         (self.active, self.mark) = make_segment(&*self.files, &self.directory, &header, mark, bytes, spare)?;
         self.mark.commit = commit;
         if bytes == self.options.segment_bytes {
@@ -442,7 +444,7 @@ impl Log {
         for extent in void.into_iter().rev() {
             self.steps.push_front(Step::Remove(extent.path));
         }
-        if let Some(last) = index.extents.back_mut().filter(|_| kind == SegmentKind::Continues) {
+        if let Some(last) = index.extents.back_mut().filter(|_| cuts && kind == SegmentKind::Continues) {
             let (header, at) = seek(&*last.file, last.at_or_before(before.run), before.run).at("read", &last.path)?;
             let end = at + header.whole_bytes() as u64;
             if end < last.end {

@@ -117,6 +117,7 @@ impl Running {
             damage: Vec::new(),
         };
         running.say_kept();
+        running.room.handle_leader(None, now);
         running
     }
 
@@ -290,7 +291,7 @@ impl Running {
             self.stop_transfers(now);
         }
         if leader != self.leader {
-            self.room.handle_leader(leader);
+            self.room.handle_leader(leader, now);
             // A new leader knows nothing of who is attached here.
             self.room.report_all_sessions();
             self.admin.iter_mut().for_each(|ask| ask.ask_again(now));

@@ -51,6 +51,9 @@ pub struct RoomLimits {
     pub proposals_bytes_max: usize,
     /// What an overloaded server tells clients to wait before they come again. Default 100 ms.
     pub retry_after_ms: u32,
+    /// How long clients wait for an answer of a server that knows of no leader. Default 3 s, some elections; then they are sent to the
+    /// other servers with `Leaderless`, and again after as long.
+    pub leaderless_ms: u64,
     /// Reads of one link that wait. Default 1,024; more are refused with `Overloaded`.
     pub reads_per_link_max: u32,
     /// How long a read waits for its index. Default 5 s; then it is refused with `Timeout`.
@@ -94,6 +97,7 @@ impl Default for RoomLimits {
             outbox_bytes_max: 4 << 20,
             proposals_bytes_max: 4 << 20,
             retry_after_ms: 100,
+            leaderless_ms: 3_000,
             reads_per_link_max: 1_024,
             read_ms: 5_000,
             fetches_per_link_max: 8,

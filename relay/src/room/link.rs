@@ -208,6 +208,11 @@ impl Link {
         self.open.iter().copied().collect()
     }
 
+    /// Whether it has asked for what only a leader can bring about.
+    pub(super) fn awaits_leader(&self) -> bool {
+        !self.open.is_empty() || self.reads > 0 || self.opening.is_some() || self.attaching.is_some()
+    }
+
     pub(super) fn expect_nothing(&mut self) {
         self.open = VecDeque::new();
     }

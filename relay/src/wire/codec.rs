@@ -176,7 +176,7 @@ macro_rules! wire_numbers {
 wire_numbers! { FeedMode { Full = 0, Thin = 1, Standby = 2, } }
 wire_numbers! { Code {
     Version = 1, Cluster = 2, Epoch = 3, UnknownRoom = 4, StateMachine = 5, Auth = 6, Behind = 7, Diverged = 8, Recovering = 9,
-    Overloaded = 10, Closing = 11, Malformed = 12, TooLarge = 13, Unsupported = 14, Timeout = 15,
+    Overloaded = 10, Closing = 11, Malformed = 12, TooLarge = 13, Unsupported = 14, Timeout = 15, Leaderless = 16,
 } }
 
 impl Start {

@@ -86,6 +86,7 @@ fn code() -> impl Strategy<Value = Code> {
         TooLarge,
         Unsupported,
         Timeout,
+        Leaderless,
     ])
 }
 

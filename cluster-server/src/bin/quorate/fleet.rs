@@ -240,6 +240,11 @@ impl Fleet {
         Some(running? + self.cpu_of_killed)
     }
 
+    /// Processor time that the server at `seat` has used since it was started last.
+    pub(crate) fn cpu_at(&self, seat: Seat) -> Option<Duration> {
+        cpu_of(self.servers.get(&seat)?.process.as_ref()?.child.id()?)
+    }
+
     /// Resident memory of the running servers.
     pub(crate) fn memory_kib(&self) -> Option<u64> {
         let processes = self.servers.values().filter_map(|server| server.process.as_ref());

@@ -33,6 +33,25 @@ fn no_flipped_bit_of_a_record_is_served_and_the_verdict_tells_what_it_costs() {
 }
 
 #[test]
+fn a_log_goes_on_into_its_next_segment_whatever_has_rotted_in_this_one() {
+    let (temporary, dir, mut log) = formed();
+    let written = runs(Tail::zero(&IDENTITY), 1, 20, 100);
+    write(&mut log, &batch(1, &written[..1]));
+    let file = fs::OpenOptions::new().read(true).write(true).open(temporary.path().join(SEGMENT)).unwrap();
+    flip(&file, RECORDS_AT as usize, 0);
+    for run in &written[1..] {
+        write(&mut log, &batch(1, std::slice::from_ref(run)));
+    }
+    assert!(names(&temporary.path().join("log")).len() > 1);
+    // Whoever reads it is told.
+    assert!(log.reader().read(RunIndex(1), RunIndex(1), usize::MAX).is_err());
+    drop(log);
+    let goal = Some(written[19].header().tail());
+    let (_, recovered, _) = recover(&dir).unwrap();
+    assert_eq!((recovered.verdict, recovered.must_reach), (Verdict::Suspect, goal));
+}
+
+#[test]
 fn no_flipped_bit_of_a_mark_gives_a_second_vote_in_one_term_and_none_of_a_header_passes() {
     let (temporary, dir, mut log) = formed();
     let written = runs(Tail::zero(&IDENTITY), 1, 2, 4);

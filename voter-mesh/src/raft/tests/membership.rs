@@ -294,6 +294,20 @@ fn a_leader_that_was_deposed_and_does_not_know_it_says_of_no_request_that_it_hol
 }
 
 #[test]
+fn a_standby_that_hears_of_no_leader_any_more_says_that_it_knows_none() {
+    let mut cluster = Cluster::new(3, 4);
+    let leader = cluster.lead();
+    cluster.administer(&add(4));
+    cluster.newcomer(id(4));
+    cluster.administer(&join(4, 4));
+    cluster.converge();
+    assert_eq!(cluster.status(id(4)).leader, Some(leader));
+    // Nobody speaks to it from then on.
+    cluster.administer(&AdminRequest::RemoveSeat { seat: Seat(4) });
+    assert!(cluster.run_until(3_000, |cluster| cluster.status(id(4)).leader.is_none()));
+}
+
+#[test]
 fn requests_that_hold_already_or_cannot_be_are_said_so() {
     let mut cluster = Cluster::new(3, 4);
     let leader = cluster.lead();

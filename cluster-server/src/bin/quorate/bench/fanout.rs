@@ -36,6 +36,9 @@ pub(super) struct Fanout {
     /// Readers, attached to all servers in turn, the leader first
     #[arg(long, default_value_t = 1_000)]
     watchers: usize,
+    /// Readers attach to the other servers only, not to the leader
+    #[arg(long)]
+    away_from_leader: bool,
     /// What the writers, one at each server, wait for: N commands a second, their own feed (gated), or the answer only (free)
     #[arg(long, value_name = "N|gated|free", default_value = "100")]
     rate: Pace,
@@ -90,6 +93,7 @@ impl fmt::Display for Pace {
 #[derive(Serialize)]
 struct Report {
     watchers: usize,
+    away_from_leader: bool,
     rate: Pace,
     outstanding: Option<usize>,
     bytes: u32,
@@ -106,6 +110,7 @@ struct Report {
     /// For each delivery.
     #[serde(flatten)]
     costs: Costs,
+    leader_cpu_us_per_command: Option<f64>,
     server_memory_kib_per_watcher: Option<f64>,
     attach_s: f64,
 }
@@ -119,12 +124,18 @@ impl Serialize for Pace {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { watchers, deliveries, deliveries_per_s, operations_per_s, delay, costs, .. } = self;
+        let away = if self.away_from_leader { " away from the leader" } else { "" };
         let flying = self.outstanding.map(|outstanding| format!(" with {outstanding} in flight")).unwrap_or_default();
-        writeln!(f, "{watchers} watchers, {}{flying}, {} B", self.rate, self.bytes)?;
+        writeln!(f, "{watchers} watchers{away}, {}{flying}, {} B", self.rate, self.bytes)?;
         writeln!(f, "{deliveries_per_s:.0} deliveries/s of {operations_per_s:.0} commands/s, all {deliveries} arrived in order")?;
         writeln!(f, "delay to each watcher: {delay}")?;
-        let each = self.server_memory_kib_per_watcher.map_or("?".to_owned(), |kib| kib.to_string());
-        write!(f, "{costs}; {each} KiB of the servers' memory per watcher; attached in {:.1} s", self.attach_s)
+        let figure = |figure: Option<f64>| figure.map_or("?".to_owned(), |figure| figure.to_string());
+        let (each, leader) = (figure(self.server_memory_kib_per_watcher), figure(self.leader_cpu_us_per_command));
+        write!(
+            f,
+            "{costs}; the leader: {leader} µs for each command; {each} KiB of the servers' memory per watcher; attached in {:.1} s",
+            self.attach_s
+        )
     }
 }
 
@@ -168,7 +179,9 @@ impl Fanout {
         let settle = || tokio::time::sleep(Duration::from_millis(SETTLE_MS));
         settle().await;
         let (kib_before, begin) = (cluster.fleet.memory_kib(), Instant::now());
-        let watchers = Watchers::attach(&cluster.leader_first(), self.watchers).await?;
+        let endpoints = cluster.leader_first();
+        let watched = if self.away_from_leader { &endpoints[1..] } else { &endpoints[..] };
+        let watchers = Watchers::attach(watched, self.watchers).await?;
         let attach_s = round(begin.elapsed().as_secs_f64(), 3);
         settle().await;
         let kib_attached = cluster.fleet.memory_kib();
@@ -181,7 +194,8 @@ impl Fanout {
         arrived(&watchers, writers.len() as u64 * watching).await?;
         watchers.reset();
 
-        let (spent, begin) = (Spent::so_far(Some(&cluster.fleet)), Instant::now());
+        let leader_cpu = || cluster.fleet.cpu_at(cluster.leader);
+        let (spent, leader_before, begin) = (Spent::so_far(Some(&cluster.fleet)), leader_cpu(), Instant::now());
         let writes = RefCell::new(histogram()?);
         let write = |writer: usize, start: Instant| {
             let (writer, payload, writes) = (&writers[writer], watchers.stamped(start, self.bytes as usize), &writes);
@@ -203,10 +217,13 @@ impl Fanout {
         arrived(&watchers, written * watching).await?;
 
         let write = Latency::of(&writes.borrow());
+        let leader_used = leader_cpu().zip(leader_before).map(|(after, before)| after.saturating_sub(before));
         watchers.look(|seen| {
-            let seconds = seen.last.saturating_duration_since(begin).as_secs_f64();
+            let end = if watching == 0 { Instant::now() } else { seen.last };
+            let seconds = end.saturating_duration_since(begin).as_secs_f64();
             Report {
                 watchers: self.watchers,
+                away_from_leader: self.away_from_leader,
                 rate: self.rate,
                 outstanding: (!matches!(self.rate, Pace::PerSecond(_))).then_some(self.outstanding),
                 bytes: self.bytes,
@@ -219,6 +236,7 @@ impl Fanout {
                 deliveries_per_s: round(seen.deliveries as f64 / seconds, 0),
                 delay: Latency::of(&seen.delays),
                 costs: spent.until_now(Some(&cluster.fleet), seen.deliveries),
+                leader_cpu_us_per_command: leader_used.map(|used| round(used.as_secs_f64() * 1e6 / written.max(1) as f64, 1)),
                 server_memory_kib_per_watcher: kib_per_watcher(kib_before, kib_attached, self.watchers),
                 attach_s,
             }
