@@ -1,6 +1,7 @@
 //! The mesh driver: the TCP connections between servers.
 //!
-//! Between each pair of seats the lower one dials two connections, `consensus` and `bulk`, again and again for as long as it lives.
+//! Between each pair of seats the lower one dials two connections, `consensus` and `bulk`, again and again for as long as it lives. Where it
+//! does not, because it has not heard of the higher one yet, that one does.
 //! A [`Link`] is the `consensus` connection with the hellos of its handshake; `bulk` carries snapshots beside it and ends with it.
 //! What may be said, who proves what, which link is the live one and what its end means is decided by `voter_mesh::mesh`; this module
 //! only reads, writes, waits and dials. It never looks into a message.
@@ -213,8 +214,8 @@ struct Inner {
 }
 
 impl Mesh {
-    /// Starts to accept on `listener` and to dial the higher seats of `peers` (its own and lower ones are ignored; those dial). Must
-    /// be called inside a [`tokio::task::LocalSet`].
+    /// Starts to accept on `listener` and to dial `peers` (its own seat is ignored; lower ones only where they do not dial). Must be
+    /// called inside a [`tokio::task::LocalSet`].
     ///
     /// # Errors
     /// [`MeshStartError`].
@@ -256,7 +257,7 @@ impl Mesh {
         self.address
     }
 
-    /// The seats and their addresses from now on. Links to higher seats that are gone are closed; a live link to a seat whose
+    /// The seats and their addresses from now on. Links to seats that are gone are closed; a live link to a seat whose
     /// address changed stays.
     pub fn set_peers(&self, peers: BTreeMap<Seat, String>) {
         let inner = &self.inner;
@@ -277,7 +278,7 @@ impl Mesh {
             stays
         });
         for (seat, address) in peers {
-            if seat > inner.options.seat && !dialling.contains_key(&seat) {
+            if seat != inner.options.seat && !dialling.contains_key(&seat) {
                 let task = inner.spawn(meet::dial(Rc::clone(inner), seat, address.clone()));
                 dialling.insert(seat, (address, task));
             }

@@ -149,6 +149,9 @@ pub struct LinkStatus {
     pub acked: LogIndex,
 }
 
+/// How much longer than others those who only follow the feed stay at a server that knows of no leader: they may be very many.
+const FOLLOWERS_STAY: u32 = 4;
+
 /// No log below the ring.
 const NOTHING_KEPT: LogIndex = LogIndex(u64::MAX);
 
@@ -171,8 +174,9 @@ pub struct Room {
     reads: Reads,
     events: VecDeque<RoomEvent>,
     leader: Option<RaftId>,
-    /// While no leader is known: when those that wait are sent elsewhere.
+    /// While no leader is known: when those that wait are sent elsewhere, and how often that was done.
     leaderless_due: Option<Time>,
+    leaderless_rounds: u32,
     overloaded: bool,
     recovering: bool,
     closing: Option<(Code, Option<u32>)>,
@@ -209,6 +213,7 @@ impl Room {
             runs: Shelf::new(options.limits.runs_kept_max, options.limits.reading_max),
             states: States::new(&options.limits),
             leaderless_due: None,
+            leaderless_rounds: 0,
             options,
             links: Links::default(),
             addresses: BTreeMap::new(),
@@ -406,21 +411,26 @@ impl Room {
         }
     }
 
-    /// Who leads, as far as this server knows. Where that is nobody for long, clients that wait for an answer are sent elsewhere.
+    /// Who leads, as far as this server knows. Where that is nobody for long, clients are sent elsewhere.
     pub fn handle_leader(&mut self, leader: Option<RaftId>, now: Time) {
         self.leader = leader;
+        if leader.is_some() {
+            self.leaderless_rounds = 0;
+        }
         self.leaderless_due = match leader {
             Some(_) => None,
             None => self.leaderless_due.or(Some(now.plus_ms(self.options.limits.leaderless_ms))),
         };
     }
 
-    /// Whoever waits for an answer that only a leader has finds one elsewhere, if anybody does. Who follows the feed stays.
+    /// Whoever waits for an answer that only a leader has may find one elsewhere; later, so may those that follow a feed in which nothing comes.
     fn send_elsewhere(&mut self, now: Time) {
         let limits = self.options.limits;
         self.leaderless_due = Some(now.plus_ms(limits.leaderless_ms));
+        self.leaderless_rounds = self.leaderless_rounds.wrapping_add(1);
+        let all = self.leaderless_rounds.is_multiple_of(FOLLOWERS_STAY);
         for id in self.links.ids() {
-            if self.links.get(id).is_some_and(|link| link.phase == Phase::Live && link.awaits_leader()) {
+            if self.links.get(id).is_some_and(|link| link.phase == Phase::Live && (all || link.awaits_leader())) {
                 let retry_after_ms = u32::try_from(limits.leaderless_ms).ok();
                 let _ = self.close(id, Code::Leaderless, retry_after_ms, now);
             }

@@ -72,13 +72,13 @@ impl fmt::Debug for Link {
 impl Link {
     pub(super) fn new(
         peer: PeerHello,
-        dial: u64,
+        (dial, dialled): (u64, bool),
         said: (Option<RaftId>, Option<Identity>),
         limits: MeshLimits,
         counters: Rc<RefCell<MeshCounters>>,
     ) -> Self {
         Self(Rc::new(Shared {
-            name: LinkName { seat: peer.seat, incarnation: peer.incarnation, dial },
+            name: LinkName { seat: peer.seat, incarnation: peer.incarnation, dial, dialled },
             peer,
             said,
             connection: Connection::new(limits, counters),

@@ -22,6 +22,9 @@ use super::connection::Connection;
 use super::link::Link;
 use crate::host::{self, Host, Listener, Stream, random_u64};
 
+/// How long a server leaves it to a lower seat to dial.
+const LOWER_DIALS: Duration = Duration::from_secs(2);
+
 /// The end of the first random wait before a redial; it doubles from there.
 const REDIAL_FIRST_MS: u64 = 50;
 
@@ -109,10 +112,15 @@ impl Drop for Handshaking {
     }
 }
 
-/// Dials a higher seat for as long as it is not aborted.
+/// Dials a seat for as long as it is not aborted. A lower one dials by itself, unless it has not heard of this server yet: a server that is
+/// behind may need a vote of one that was let in since, or the other way round.
 pub(super) async fn dial(inner: Rc<Inner>, seat: Seat, address: String) {
+    let is_lower = seat < inner.options.seat;
     let mut backoff = Backoff::new(&inner);
     loop {
+        if is_lower {
+            sleep(LOWER_DIALS).await;
+        }
         let live = inner.live.borrow().get(&seat).cloned();
         if let Some(link) = live {
             link.ended().await;
@@ -162,7 +170,11 @@ impl Inner {
         let welcome = proven.verdict(&Ok(()))?;
         let peer = proven.peer();
         let judged = proven.judge().and_then(|()| match peer.kind {
-            LinkKind::Consensus => self.admit(&peer.from, peer.dial, said).map(Admitted::Link),
+            // Whom this side dials waits for that.
+            LinkKind::Consensus if peer.from.seat > self.options.seat && self.dialling.borrow().contains_key(&peer.from.seat) => {
+                Err(Refusal::Seat)
+            }
+            LinkKind::Consensus => self.admit(&peer.from, (peer.dial, false), said).map(Admitted::Link),
             LinkKind::Bulk => {
                 let live = self.live.borrow().get(&peer.from.seat).cloned();
                 let live = live.filter(|link| link.name().incarnation == peer.from.incarnation && !link.has_ended());
@@ -214,7 +226,7 @@ impl Inner {
     }
 
     /// The link rules' word on a peer that has proven itself. What it was told of this server must still be true.
-    fn admit(&self, peer: &PeerHello, dial: u64, said: Said) -> Result<(Link, Option<(LinkName, Disconnect)>), Refusal> {
+    fn admit(&self, peer: &PeerHello, dial: (u64, bool), said: Said) -> Result<(Link, Option<(LinkName, Disconnect)>), Refusal> {
         if self.closing.get() {
             return Err(Refusal::Closing);
         }
@@ -247,7 +259,7 @@ impl Inner {
     async fn dial_link(self: &Rc<Self>, seat: Seat, address: &str) -> Result<(), MeetError> {
         let (met, dial, said) = self.dial_handshake(LinkKind::Consensus, seat, None, address).await?;
         let (peer, mut stream, received) = met;
-        let (link, replaced) = match self.admit(&peer, dial, said) {
+        let (link, replaced) = match self.admit(&peer, (dial, true), said) {
             Ok(admitted) => admitted,
             Err(refusal) => {
                 self.failed(refusal.name());

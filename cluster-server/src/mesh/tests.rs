@@ -308,6 +308,24 @@ async fn three_servers_link_and_every_pair_talks_both_ways() {
 }
 
 #[tokio::test]
+async fn a_lower_seat_that_has_not_heard_of_a_higher_one_is_dialled_by_it() {
+    LocalSet::new()
+        .run_until(async {
+            let (lower, owner) = alone(options(1, 1)).await;
+            let (higher, other) = alone(options(2, 1)).await;
+            higher.set_peers([(Seat(1), lower.local_addr().to_string())].into());
+            other.link(1).await.send(beat(7)).unwrap();
+            owner.sees(Got(2, 1, 7)).await;
+            // It learns of it, and leaves the link as it is.
+            lower.set_peers([(Seat(2), higher.local_addr().to_string())].into());
+            owner.link(2).await.send(beat(8)).unwrap();
+            other.sees(Got(1, 1, 8)).await;
+            assert_eq!((lower.counters().links_up, higher.counters().links_up), (1, 1));
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn everything_received_is_handed_over_before_the_tear_is_told() {
     LocalSet::new()
         .run_until(async {

@@ -52,7 +52,7 @@ pub struct RoomLimits {
     /// What an overloaded server tells clients to wait before they come again. Default 100 ms.
     pub retry_after_ms: u32,
     /// How long clients wait for an answer of a server that knows of no leader. Default 3 s, some elections; then they are sent to the
-    /// other servers with `Leaderless`, and again after as long.
+    /// other servers with `Leaderless`, and again after as long. Who waits for nothing is sent after four times as long.
     pub leaderless_ms: u64,
     /// Reads of one link that wait. Default 1,024; more are refused with `Overloaded`.
     pub reads_per_link_max: u32,

@@ -115,7 +115,12 @@ impl Machine {
         let state = state.unwrap_or_else(|| self.disk.borrow().state());
         let state = if death == Death::Killed { state } else { state.after_power_cut(&mut self.random()) };
         *self.disk.borrow_mut() = SimDisk::on(state);
-        self.sleep_ms(self.one_of(&DOWN_MS)).await;
+        // It is back when the world is whole again.
+        tokio::select! {
+            biased;
+            () = self.sleep_ms(self.one_of(&DOWN_MS)) => {}
+            () = self.shared.reaches(Phase::Healed) => {}
+        }
         self.shared.world.net.power_on(self.host);
     }
 

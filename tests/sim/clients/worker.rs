@@ -229,6 +229,11 @@ impl Worker {
             return Said::Nothing;
         }
         self.returned(call, Some(command), &result);
+        if let (None, None, Err(told @ (ProposeError::Conflict | ProposeError::Stale))) = (ticket, &self.twin, &result) {
+            self.machine
+                .shared
+                .complain(self.machine.id, format_args!("a new command was given an id that was used before: {told}"));
+        }
         if let Ok(applied) = &result
             && applied.index.0.is_multiple_of(LOOK_EVERY)
         {

@@ -175,7 +175,7 @@ pub enum Refusal {
     /// It runs another state machine, or another version of it: this one.
     #[error("it runs state machine {0} version {1}")]
     Machine(String, u32),
-    /// The seats do not fit: the dialler's is not below, or one took the other for somebody else.
+    /// The seats do not fit: one took the other for somebody else, or is dialled by it.
     #[error("the seats do not fit")]
     Seat,
     /// Two seats in one data directory: one was copied.
@@ -356,7 +356,7 @@ impl Transcript {
 /// Whether these two may be linked, whoever of them asks; `dialler` is the one that dialled.
 fn compatible(dialler: &Hello, acceptor: &Hello) -> Result<(), Refusal> {
     let (one, other) = (&dialler.from, &acceptor.from);
-    if one.seat >= other.seat || dialler.to != other.seat || acceptor.to != one.seat {
+    if one.seat == other.seat || dialler.to != other.seat || acceptor.to != one.seat {
         return Err(Refusal::Seat);
     }
     if one.directory == other.directory {

@@ -1,7 +1,7 @@
 //! Which link to a seat is the live one, and how a link ended.
 //!
-//! One live `consensus` link per seat. A newer incarnation replaces an older one; of one incarnation the newer dial wins. Frames of
-//! a link that is not live are dropped ([`Links::is_live`]). The owner of a server sees a strict alternation for each seat: up,
+//! One live `consensus` link per seat. A newer incarnation replaces an older one; of one incarnation and one dialling side the newer dial
+//! wins, of two dialling sides the live link. Frames of a link that is not live are dropped ([`Links::is_live`]). The owner of a server sees a strict alternation for each seat: up,
 //! down, up, down.
 //!
 //! An old incarnation is refused while a newer one is linked, and for [`MEMORY_MS`] after. Not for ever: incarnations come from a
@@ -37,6 +37,8 @@ pub struct LinkName {
     pub incarnation: Incarnation,
     /// The dial, as the dialling side counts.
     pub dial: u64,
+    /// Whether this side dialled.
+    pub dialled: bool,
 }
 
 /// Why a connection ended.
@@ -91,7 +93,9 @@ impl Links {
             if new.incarnation < name.incarnation {
                 return Err(Refusal::OldIncarnation);
             }
-            if new.incarnation == name.incarnation && new.dial <= name.dial {
+            // What the two sides count tells nothing of each other.
+            let is_newer = if new.dialled == name.dialled { new.dial > name.dial } else { ended.is_some() };
+            if new.incarnation == name.incarnation && !is_newer {
                 return Err(Refusal::Duplicate);
             }
             let how = if new.incarnation > name.incarnation { Disconnect::Torn } else { Disconnect::Closed };
@@ -131,7 +135,7 @@ mod tests {
     const NOW: Time = Time { monotonic_us: 1_000_000, unix_ms: crate::ids::TimeMs(0) };
 
     fn name(incarnation: u64, dial: u64) -> LinkName {
-        LinkName { seat: Seat(1), incarnation: Incarnation(incarnation), dial }
+        LinkName { seat: Seat(1), incarnation: Incarnation(incarnation), dial, dialled: false }
     }
 
     #[test]
@@ -153,6 +157,17 @@ mod tests {
         assert_eq!(links.admit(name(5, 1), NOW), Err(Refusal::Duplicate));
         assert_eq!(links.admit(name(5, 2), NOW), Err(Refusal::Duplicate));
         assert_eq!(links.admit(name(5, 3), NOW), Ok(Some((name(5, 2), Disconnect::Closed))));
+    }
+
+    #[test]
+    fn of_two_dialling_sides_the_live_link_stays_and_an_ended_one_stands_in_nobodys_way() {
+        let mut links = Links::default();
+        links.admit(name(5, 9), NOW).unwrap();
+        let ours = LinkName { dialled: true, ..name(5, 1) };
+        assert_eq!(links.admit(ours, NOW), Err(Refusal::Duplicate));
+        links.ended(name(5, 9), Ending::Bye, NOW).unwrap();
+        assert_eq!(links.admit(ours, NOW), Ok(None));
+        assert!(links.is_live(ours));
     }
 
     #[test]

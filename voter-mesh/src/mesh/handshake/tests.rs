@@ -139,7 +139,6 @@ fn another_cluster_epoch_machine_seat_or_directory_is_told_why() {
         (dial(formed(1, 1, 1), 2), formed(2, 1, 2), Refusal::Epoch),
         (dial(machine, 2), peer(2), Refusal::Machine("kv".into(), 1)),
         (dial(peer(1), 3), peer(2), Refusal::Seat),
-        (dial(peer(3), 2), peer(2), Refusal::Seat),
         (dial(peer(2), 2), peer(2), Refusal::Seat),
         (dial(copied, 2), peer(2), Refusal::Directory),
     ] {
