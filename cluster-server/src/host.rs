@@ -29,6 +29,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
 /// A connection that was dialled or accepted.
 pub type Stream = Box<dyn Transport>;
 
+/// Bytes up to which what is to be written is put side by side first: to hand the system one slice is cheaper than several.
+pub(crate) const JOINED_BYTES_MAX: usize = 2 << 10;
+
 /// Where others dial.
 pub trait Listener {
     /// The address that it really has.

@@ -415,12 +415,10 @@ impl Room {
     pub fn handle_leader(&mut self, leader: Option<RaftId>, now: Time) {
         self.leader = leader;
         if leader.is_some() {
-            self.leaderless_rounds = 0;
+            (self.leaderless_due, self.leaderless_rounds) = (None, 0);
+        } else {
+            self.leaderless_due.get_or_insert(now.plus_ms(self.options.limits.leaderless_ms));
         }
-        self.leaderless_due = match leader {
-            Some(_) => None,
-            None => self.leaderless_due.or(Some(now.plus_ms(self.options.limits.leaderless_ms))),
-        };
     }
 
     /// Whoever waits for an answer that only a leader has may find one elsewhere; later, so may those that follow a feed in which nothing comes.

@@ -18,16 +18,13 @@ use voter_mesh::mesh::codec::{CodecError, Control, FRAME_BYTES_MAX, split_frame}
 use voter_mesh::mesh::links::Ending;
 
 use super::{LinkFull, MeshCounters, MeshLimits};
-use crate::host::Stream;
+use crate::host::{JOINED_BYTES_MAX, Stream};
 
 /// Room that a read finds at least; under load one read brings many frames.
 const READ_BYTES_MIN: usize = 64 << 10;
 
 /// Pieces in one write.
 const WRITE_PIECES_MAX: usize = 256;
-
-/// Bytes up to which pieces are put side by side first: to hand the system one slice is cheaper than several.
-const JOINED_BYTES_MAX: usize = 2 << 10;
 
 /// How long this side waits, after it said goodbye, for what was sent to leave and for the peer to close.
 const LINGER: Duration = Duration::from_millis(500);
@@ -240,7 +237,8 @@ impl Connection {
                 continue;
             }
             while !pieces.is_empty() {
-                let written = if pieces.iter().map(Bytes::len).sum::<usize>() <= JOINED_BYTES_MAX {
+                let waiting = self.outbox.borrow().bytes;
+                let written = if waiting <= JOINED_BYTES_MAX {
                     joined.clear();
                     pieces.iter().for_each(|piece| joined.extend_from_slice(piece));
                     to.write(&joined).await?

@@ -326,6 +326,21 @@ async fn a_lower_seat_that_has_not_heard_of_a_higher_one_is_dialled_by_it() {
 }
 
 #[tokio::test]
+async fn a_higher_seat_that_is_dialled_itself_is_not_let_in() {
+    LocalSet::new()
+        .run_until(async {
+            let (lower, _) = alone(options(1, 1)).await;
+            let (_nobody, address) = listener().await;
+            lower.set_peers([(Seat(2), address)].into());
+            let Hello { from, .. } = Raw::hello(1, 1);
+            let from = PeerHello { seat: Seat(2), directory: DirectoryId([2; 16]), ..from };
+            let refused = Raw::connect(&lower).await.shake(Hello { to: Seat(1), from, ..Raw::hello(1, 1) }, &secret()).await;
+            assert!(matches!(refused, Err(HandshakeError::Refused(Refusal::Seat))), "{refused:?}");
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn everything_received_is_handed_over_before_the_tear_is_told() {
     LocalSet::new()
         .run_until(async {

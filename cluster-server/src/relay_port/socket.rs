@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::host::Stream;
+use crate::host::{JOINED_BYTES_MAX, Stream};
 use crate::limits::ServerLimits;
 
 /// Bytes that each socket keeps to put a message together; what is longer gets them when it comes.
@@ -26,9 +26,6 @@ const ANSWERS_BYTES_MAX: usize = 1 << 10;
 
 /// Bytes of the longest header that a server writes: two, and eight of length.
 const HEADER_BYTES_MAX: usize = 10;
-
-/// Bytes up to which what is to be written is put side by side first: to hand the system one slice is cheaper than several.
-const JOINED_BYTES_MAX: usize = 2 << 10;
 
 /// Pieces that go into one write of more: enough for a turn of ordinary ones.
 const PIECES_PER_WRITE_MAX: usize = 32;

@@ -1,8 +1,8 @@
 //! Which link to a seat is the live one, and how a link ended.
 //!
 //! One live `consensus` link per seat. A newer incarnation replaces an older one; of one incarnation and one dialling side the newer dial
-//! wins, of two dialling sides the live link. Frames of a link that is not live are dropped ([`Links::is_live`]). The owner of a server sees a strict alternation for each seat: up,
-//! down, up, down.
+//! wins, of two dialling sides the live link. Frames of a link that is not live are dropped ([`Links::is_live`]). The owner of a server
+//! sees a strict alternation for each seat: up, down, up, down.
 //!
 //! An old incarnation is refused while a newer one is linked, and for [`MEMORY_MS`] after. Not for ever: incarnations come from a
 //! clock, and a server whose clock was set back must be able to come home. Nothing depends on it for safety, as nobody can speak

@@ -264,6 +264,11 @@ pub(crate) fn mib(kib: u64) -> f64 {
     round(kib as f64 / 1024.0, 1)
 }
 
+/// A figure that the system may not tell.
+pub(crate) fn told(figure: Option<f64>) -> String {
+    figure.map_or("?".to_owned(), |figure| figure.to_string())
+}
+
 /// For reports: `digits` behind the point.
 pub(crate) fn round(value: f64, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);

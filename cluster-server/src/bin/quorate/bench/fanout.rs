@@ -18,7 +18,7 @@ use super::idle::kib_per_watcher;
 use super::stage::{Cluster, SETTLE_MS, Stage, attach, thin};
 use super::watchers::Watchers;
 use crate::attach::{Raw, Thin, seconds};
-use crate::closed_loop::{Costs, Latency, Plan, Spent, Until, histogram, record, round};
+use crate::closed_loop::{Costs, Latency, Plan, Spent, Until, histogram, record, round, told};
 use crate::output::Failure;
 use crate::serve::StateName;
 
@@ -129,8 +129,7 @@ impl fmt::Display for Report {
         writeln!(f, "{watchers} watchers{away}, {}{flying}, {} B", self.rate, self.bytes)?;
         writeln!(f, "{deliveries_per_s:.0} deliveries/s of {operations_per_s:.0} commands/s, all {deliveries} arrived in order")?;
         writeln!(f, "delay to each watcher: {delay}")?;
-        let figure = |figure: Option<f64>| figure.map_or("?".to_owned(), |figure| figure.to_string());
-        let (each, leader) = (figure(self.server_memory_kib_per_watcher), figure(self.leader_cpu_us_per_command));
+        let (each, leader) = (told(self.server_memory_kib_per_watcher), told(self.leader_cpu_us_per_command));
         write!(
             f,
             "{costs}; the leader: {leader} µs for each command; {each} KiB of the servers' memory per watcher; attached in {:.1} s",

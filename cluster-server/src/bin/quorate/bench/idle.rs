@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::stage::{SETTLE_MS, Stage};
 use super::watchers::Watchers;
 use crate::attach::seconds;
-use crate::closed_loop::{mib, round};
+use crate::closed_loop::{mib, round, told};
 use crate::fleet::Fleet;
 use crate::output::Failure;
 use crate::serve::StateName;
@@ -40,12 +40,11 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let figure = |figure: Option<f64>| figure.map_or("?".to_owned(), |figure| figure.to_string());
-        let (cpu, memory) = (figure(self.cpu_percent_alone), figure(self.server_memory_mib_alone));
+        let (cpu, memory) = (told(self.cpu_percent_alone), told(self.server_memory_mib_alone));
         writeln!(f, "three servers without work")?;
         writeln!(f, "alone: {cpu} % of a core, {memory} MiB resident")?;
-        let (cpu, memory) = (figure(self.cpu_percent), figure(self.server_memory_mib));
-        let each = figure(self.server_memory_kib_per_watcher);
+        let (cpu, memory) = (told(self.cpu_percent), told(self.server_memory_mib));
+        let each = told(self.server_memory_kib_per_watcher);
         write!(f, "with {} watchers: {cpu} % of a core, {memory} MiB resident, {each} KiB per watcher", self.watchers)
     }
 }
