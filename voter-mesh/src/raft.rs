@@ -555,15 +555,6 @@ impl Voter {
     /// Time has come to what [`Voter::poll_timeout`] named.
     pub fn handle_timeout(&mut self, now: Time) {
         self.begin(now);
-        let tick_us = self.options.timing.tick_ms * 1000;
-        // A server that was stopped for long must not live through all of its timeouts at once.
-        let late = (now.since_us(self.next_tick) / tick_us + 1).min(u64::from(self.options.timing.catch_up_ticks_max));
-        if now >= self.next_tick {
-            for _ in 0..late {
-                self.tick();
-            }
-            self.next_tick = now.plus_us(tick_us);
-        }
         if self.hint.as_ref().is_some_and(|hint| hint.at <= now) {
             self.take_hint();
         }
@@ -599,7 +590,8 @@ impl Voter {
             .and_then(|_| self.book.next_due(self.options.limits.forward_in_flight_bytes_max, self.now))
             .map(|at| (at, "parked proposals"));
         let reads = self.leader().and_then(|_| self.asking.next_due()).map(|at| (at, "reads to ask for again"));
-        [Some((self.next_tick, "tick")), hint, parked, reads].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let tick = self.next_tick.plus_us((self.ticks_to_go() - 1) * self.tick_us());
+        [Some((tick, "tick")), hint, parked, reads].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// How this replica stands.
@@ -633,10 +625,46 @@ impl Voter {
 
     // ---- inside
 
-    /// Something is told to this core: its outputs are to be brought up to date.
+    /// Something is told to this core: first it lives through the ticks until then; and its outputs are to be brought up to date.
     fn begin(&mut self, now: Time) {
         self.now = now;
         self.unsettled = true;
+        if now < self.next_tick {
+            return;
+        }
+        let due = now.since_us(self.next_tick) / self.tick_us() + 1;
+        // A server that was stopped for long must not live through all of its timeouts at once.
+        let lived = due.min(self.ticks_to_go() - 1 + u64::from(self.options.timing.catch_up_ticks_max));
+        for _ in 0..lived {
+            self.tick();
+        }
+        let from = if lived == due { self.next_tick } else { now };
+        self.next_tick = from.plus_us(if lived == due { due } else { 1 } * self.tick_us());
+    }
+
+    const fn tick_us(&self) -> u64 {
+        self.options.timing.tick_ms * 1000
+    }
+
+    /// How many ticks it takes until one may do something: an idle server need not wake for the others. Never more than half an
+    /// election timeout's, so that one which slept through all of them still hears its leader before it stands for election.
+    fn ticks_to_go(&self) -> u64 {
+        let (raft, timing) = (&self.raw.raft, &self.options.timing);
+        let waits = self.book.bytes() > 0
+            || self.asking.len() > 0
+            || self.lost_vote.is_some()
+            || self.changing.is_some()
+            || self.disk.is_watched()
+            || raft.raft_log.persisted < raft.raft_log.last_index();
+        let quiet_for = if waits {
+            1
+        } else if self.is_leader() {
+            (timing.heartbeat_ticks.saturating_sub(raft.heartbeat_elapsed()))
+                .min(timing.election_ticks.saturating_sub(raft.election_elapsed))
+        } else {
+            raft.randomized_election_timeout().min(timing.election_ticks_max).saturating_sub(raft.election_elapsed)
+        };
+        quiet_for.clamp(1, (timing.election_ticks / 2).max(1)) as u64
     }
 
     fn random(&mut self) -> u64 {

@@ -40,7 +40,8 @@ pub struct RoomLimits {
     pub pieces_kept_max: usize,
     /// A snapshot of which a client takes nothing for this long is given up, with its link. Default 60 s.
     pub snapshot_stall_ms: u64,
-    /// Silence after which a client pings; after twice as much its link is closed. Default 10 s.
+    /// Silence after which a client pings; after twice as much its link is closed. Default 20 s. Shorter: a dead link is
+    /// noticed sooner, and a client to whom nothing happens costs its server more.
     pub ping_ms: u64,
     /// How long the socket of a closed link may take to accept its last frame. Default 2 s; then the owner is told to drop it.
     pub goodbye_ms: u64,
@@ -92,7 +93,7 @@ impl Default for RoomLimits {
             state_keep_ms: 10_000,
             pieces_kept_max: 32,
             snapshot_stall_ms: 60_000,
-            ping_ms: 10_000,
+            ping_ms: 20_000,
             goodbye_ms: 2_000,
             outbox_bytes_max: 4 << 20,
             proposals_bytes_max: 4 << 20,

@@ -104,6 +104,11 @@ impl OwnDisk {
     pub(super) const fn is_full(&self) -> bool {
         self.full
     }
+
+    /// Whether time alone may be a reason to hand leadership over.
+    pub(super) const fn is_watched(&self) -> bool {
+        self.full || self.slow_since.is_some()
+    }
 }
 
 impl Voter {

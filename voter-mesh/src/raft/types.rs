@@ -25,8 +25,8 @@ pub struct Timing {
     pub election_ticks: usize,
     /// The same at most: each wait is random between the two. Default 40 (2 s).
     pub election_ticks_max: usize,
-    /// Ticks that a process which was stopped lives through at once when it wakes. Default 2: it must not fire all of its
-    /// timeouts before it has read what came meanwhile.
+    /// Ticks that a process which was stopped lives through at once when it wakes, besides those for which it would have slept
+    /// anyway. Default 2: it must not fire all of its timeouts before it has read what came meanwhile.
     pub catch_up_ticks_max: u32,
 }
 

@@ -68,7 +68,7 @@ fn silence_for_two_ping_periods_closes_a_link_and_any_frame_keeps_it() {
     let mut world = World::new();
     let (silent, pinging) = (world.join_full(1), world.join_full(2));
     for _ in 0..2 {
-        world.pass_ms(9_999);
+        world.pass_ms(19_999);
         assert_eq!(world.hear(silent), []);
         world.say(pinging, ClientFrame::Ping { nonce: 0 }).unwrap();
         world.hear(pinging);

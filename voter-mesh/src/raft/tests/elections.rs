@@ -63,14 +63,50 @@ fn a_flapping_link_to_a_healthy_leader_changes_no_term() {
 
 #[test]
 fn a_silent_leader_is_replaced_within_two_election_timeouts() {
-    for seed in 0..10 {
+    for seed in 0..60 {
         let mut cluster = Cluster::new(3, seed);
         let old = cluster.lead();
-        cluster.run_ms(1_000);
+        cluster.run_ms(1_000 + seed * 7);
         cluster.crash(old, true);
+        // Time in which the leader still spoke does not count: its last heartbeat is at most 200 ms old.
+        assert!(!cluster.run_until(800, |cluster| cluster.leader().is_some_and(|new| new != old)), "seed {seed}");
         assert!(cluster.run_until(4_000, |cluster| cluster.leader().is_some_and(|new| new != old)), "seed {seed}");
         cluster.start(old);
         cluster.converge();
+    }
+}
+
+#[test]
+fn an_idle_server_need_not_wake_for_every_tick() {
+    let mut cluster = Cluster::new(3, 9);
+    let (leader, follower) = (cluster.lead(), cluster.follower());
+    cluster.run_ms(3_000);
+    let within = |at| cluster.servers[&at].voter.as_ref().unwrap().poll_timeout().unwrap().0.since_us(cluster.now);
+    let Timing { tick_ms, heartbeat_ticks, election_ticks, .. } = Timing::default();
+    assert!(within(leader) <= tick_ms * heartbeat_ticks as u64 * 1000, "heartbeats are due");
+    let idle_us = within(follower);
+    let half_us = tick_ms * election_ticks as u64 * 1000 / 2;
+    assert!((half_us / 2..=half_us).contains(&idle_us), "{idle_us}");
+    // With something under way it looks again at every tick.
+    cluster.propose(follower, 1);
+    let now = cluster.now;
+    let (at, _) = cluster.voter(follower).poll_timeout().unwrap();
+    assert!(at.since_us(now) <= tick_ms * 1000);
+}
+
+#[test]
+fn a_server_that_slept_through_its_timeouts_hears_its_leader_before_it_stands() {
+    for seed in 0..20 {
+        let mut cluster = Cluster::new(3, seed);
+        let (leader, follower) = (cluster.lead(), cluster.follower());
+        cluster.run_ms(2_000 + seed * 13);
+        let term = cluster.status(leader).term;
+        // It wakes an hour late; what the others sent meanwhile lies in its sockets, behind the timer.
+        let late = cluster.now.plus_ms(3_600_000);
+        cluster.voter(follower).handle_timeout(late);
+        let status = cluster.status(follower);
+        assert_eq!((status.term, status.leader), (term, Some(leader)), "seed {seed}");
+        assert_eq!(cluster.voter(follower).poll_transmit(), None, "seed {seed}: it asks nobody for a vote");
     }
 }
 
