@@ -153,6 +153,8 @@ pub(crate) struct Driver {
     journal: Option<RequestJournal>,
     writing: Option<BoxFuture<'static, Written>>,
     timer: Pin<Box<Sleep>>,
+    /// A socket had no room for all that there is to send.
+    waits_for_room: bool,
 }
 
 impl Driver {
@@ -182,6 +184,7 @@ impl Driver {
             journal: Some(journal),
             writing: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            waits_for_room: false,
         };
         host.spawn(driver.run().boxed());
         shared
@@ -195,7 +198,7 @@ impl Driver {
             let written = tokio::select! {
                 biased;
                 written = written(&mut self.writing) => Some(written),
-                () = poll_fn(|cx| poll_sockets(&mut self.sockets, &mut inbox, cx)) => None,
+                () = poll_fn(|cx| poll_sockets(&mut self.sockets, &mut inbox, self.waits_for_room, cx)) => None,
                 () = shared.wake.notified() => None,
                 () = self.timer.as_mut() => None,
             };
@@ -230,14 +233,16 @@ impl Driver {
                     batch = core.poll_journal();
                 }
                 if work.is_empty() && batch.is_none() {
-                    for (link, _) in self.sockets.iter().filter(|(_, socket)| socket.is_idle()) {
-                        let mut bytes = 0;
+                    self.waits_for_room = false;
+                    for (link, socket) in &self.sockets {
+                        let mut bytes = if socket.is_idle() { 0 } else { TRANSMIT_BYTES_MAX };
                         while bytes < TRANSMIT_BYTES_MAX
                             && let Some(frame) = core.poll_transmit(*link, now)
                         {
                             bytes += weight(&frame);
                             frames.push((*link, frame));
                         }
+                        self.waits_for_room |= bytes >= TRANSMIT_BYTES_MAX;
                     }
                     let status = core.status();
                     shared.status.send_if_modified(|old| {
@@ -276,9 +281,10 @@ impl Driver {
         }
     }
 
+    /// A timer that is set for sooner may stay: calls come and go, and their deadlines with them, and it goes off for nothing once.
     fn set_timer(&mut self, at_us: u64) {
         let at = self.shared.origin + Duration::from_micros(at_us);
-        if self.timer.deadline() != at || self.timer.is_elapsed() {
+        if at < self.timer.deadline() || self.timer.is_elapsed() {
             self.timer.as_mut().reset(at);
         }
     }
@@ -415,10 +421,17 @@ fn weight(frame: &ClientFrame) -> usize {
     }
 }
 
-fn poll_sockets(sockets: &mut BTreeMap<LinkId, Socket>, inbox: &mut Vec<(LinkId, Happened)>, cx: &mut Context<'_>) -> Poll<()> {
+/// Ready when something has come, or a socket that was short of room has written what it had.
+fn poll_sockets(
+    sockets: &mut BTreeMap<LinkId, Socket>,
+    inbox: &mut Vec<(LinkId, Happened)>,
+    waits_for_room: bool,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
     let mut ready = false;
     for (link, socket) in sockets {
-        ready |= socket.poll(cx, &mut |happened| inbox.push((*link, happened)));
+        let moved = socket.poll(cx, &mut |happened| inbox.push((*link, happened)));
+        ready |= moved.came || (moved.wrote && waits_for_room);
     }
     if ready { Poll::Ready(()) } else { Poll::Pending }
 }

@@ -511,10 +511,10 @@ fn a_closing_server_says_where_to_go_and_when_not_to_come_back() {
 #[test]
 fn a_half_open_link_is_noticed_within_two_ping_periods() {
     let mut world = World::new(2);
-    world.run_for(30_000);
+    world.run_for(60_000);
     assert_eq!(world.live_on(), Some(0), "an idle link is kept by pings");
     world.cluster.servers[0].health = Health::Stopped;
-    world.run_for(20_100);
+    world.run_for(40_100);
     assert_eq!(world.live_on(), Some(1));
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{Sink, Stream};
 use relay::wire::ServerFrame;
+use tokio::io::BufReader;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use url::Url;
@@ -22,7 +23,13 @@ const READ_MAX: usize = 64;
 /// Bytes of a server's message: the largest run with its verdicts, and room.
 const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
-type WebSocket = WebSocketStream<Connection>;
+/// Bytes read from the connection at once.
+const READ_AHEAD_BYTES: usize = 16 << 10;
+
+/// Bytes that tungstenite takes from there at once; it clears them every time, so for a short message it should not be many.
+const READ_BYTES: usize = 2 << 10;
+
+type WebSocket = WebSocketStream<BufReader<Connection>>;
 type Dialing = BoxFuture<'static, Result<WebSocket, String>>;
 
 /// What became of a link.
@@ -30,6 +37,14 @@ pub(crate) enum Happened {
     Up,
     Frame(ServerFrame),
     Down(LinkError),
+}
+
+/// What a look at a socket came to.
+pub(crate) struct Moved {
+    /// Something has come, be it the end.
+    pub(crate) came: bool,
+    /// All that it had was written.
+    pub(crate) wrote: bool,
 }
 
 enum State {
@@ -50,8 +65,9 @@ async fn dial(host: Arc<dyn Host>, endpoint: String) -> Result<WebSocket, String
     let url = Url::parse(&endpoint).map_err(|error| error.to_string())?;
     let address = format!("{}:{}", url.host().ok_or("no host")?, url.port_or_known_default().ok_or("no port")?);
     let stream = host.connect(&address).await.map_err(|error| error.to_string())?;
+    let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
     let config = WebSocketConfig::default()
-        .read_buffer_size(16 << 10)
+        .read_buffer_size(READ_BYTES)
         .write_buffer_size(32 << 10)
         .max_write_buffer_size(8 << 20)
         .max_message_size(Some(MESSAGE_BYTES_MAX))
@@ -74,11 +90,11 @@ impl Socket {
         self.out.push_back(Message::Binary(message));
     }
 
-    /// Moves what can move. Whether the driver should look again: something happened, or there is room for more.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, happened: &mut dyn FnMut(Happened)) -> bool {
+    /// Moves what can move.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, happened: &mut dyn FnMut(Happened)) -> Moved {
         if let State::Dialing(dialing) = &mut self.state {
             match dialing.as_mut().poll(cx) {
-                Poll::Pending => return false,
+                Poll::Pending => return Moved { came: false, wrote: false },
                 Poll::Ready(Ok(stream)) => {
                     self.state = State::Open(stream);
                     happened(Happened::Up);
@@ -88,18 +104,18 @@ impl Socket {
                     happened(Happened::Down(LinkError::Unreachable(error)));
                 }
             }
-            return true;
+            return Moved { came: true, wrote: false };
         }
         let wrote = match self.poll_write(cx) {
             Poll::Ready(Ok(wrote)) => wrote,
             Poll::Ready(Err(error)) => {
                 self.state = State::Gone;
                 happened(Happened::Down(LinkError::Torn(error)));
-                return true;
+                return Moved { came: true, wrote: false };
             }
             Poll::Pending => false,
         };
-        self.poll_read(cx, happened) || wrote
+        Moved { came: self.poll_read(cx, happened), wrote }
     }
 
     /// Ready when all is written: `true` if there was anything to write.
