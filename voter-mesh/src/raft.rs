@@ -348,7 +348,10 @@ impl Voter {
                 self.leader_is_full = self.book.refused(batch, now) && why == ForwardRefusal::DiskFull;
             }
             Message::ReadIndex { nonce } => {
-                if self.is_leader() {
+                if self.is_confirmed_by(from) {
+                    let committed = RunIndex(self.raw.raft.raft_log.committed);
+                    self.answer_read(Asker::Peer(from, nonce), Ok(committed));
+                } else if self.is_leader() {
                     self.rounds.ask(Asker::Peer(from, nonce));
                 } else {
                     self.transmit(from, Message::ReadAnswer { nonce, answer: Err(ReadRefusal::NotLeader) });
@@ -883,6 +886,20 @@ impl Voter {
         if let Some(round) = self.rounds.begin() {
             self.raw.read_index(round.to_le_bytes().to_vec());
         }
+    }
+
+    /// Whether this leader and a voter that follows it are a majority, so that the voter's question is all that a round could bring:
+    /// when it was asked, neither had elected anybody else. Not before an entry of the term is committed.
+    fn is_confirmed_by(&self, follower: RaftId) -> bool {
+        let pair = [self.options.id, follower];
+        let is_majority = |voters: &[RaftId]| {
+            mutant!("any_pair_is_a_majority") || voters.iter().filter(|id| pair.contains(id)).count() * 2 > voters.len()
+        };
+        let Configuration { outgoing, .. } = &self.configuration;
+        self.is_leader()
+            && self.raw.raft.commit_to_current_term()
+            && is_majority(&self.configuration.voters())
+            && (outgoing.is_empty() || is_majority(outgoing))
     }
 
     fn answer_read(&mut self, asker: Asker, answer: Result<RunIndex, ReadRefusal>) {

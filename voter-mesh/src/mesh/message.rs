@@ -150,7 +150,8 @@ pub enum Message {
     ReadAnswer {
         /// The question's nonce.
         nonce: ReadNonce,
-        /// The commit index confirmed by a heartbeat round that began after the question came, or why there is none.
+        /// The commit index of a leader that was confirmed after the question was asked, by it or by a heartbeat round that began
+        /// when it came; or why there is none.
         answer: Result<RunIndex, ReadRefusal>,
     },
     /// Which sessions came to or left the sender's room since it last said so.

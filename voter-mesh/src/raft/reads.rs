@@ -1,7 +1,9 @@
 //! Linearizable reads (thesis §6.4). They do not travel as raft messages, because two requests with one context lose one.
 //!
-//! An entry server has one question at the leader for all reads that wait; the leader runs one heartbeat round at a time, and reads
-//! that come during a round share the next. There are no lease reads: a follower may give up the leader's lease at any time.
+//! An entry server has one question at the leader for all reads that wait. Where the two are a majority, as among three voters, the
+//! question is its own confirmation: it says that the asker still followed this leader after the reads had begun. Otherwise the leader
+//! runs one heartbeat round at a time, and reads that come during a round share the next. There are no lease reads: a follower may give
+//! up the leader's lease at any time.
 
 use crate::ids::{Incarnation, RaftId, ReadId, Time};
 use crate::mesh::message::ReadNonce;

@@ -858,6 +858,7 @@ impl Cluster {
             Message::Forward { .. } => "Forward",
             Message::VoteRequest { pre: true, .. } => "PreVote",
             Message::VoteRequest { .. } => "Vote",
+            Message::HeartbeatReply { .. } => "HeartbeatReply",
             Message::ReadAnswer { .. } => "ReadAnswer",
             _ => "other",
         };

@@ -27,6 +27,46 @@ fn two_servers_that_ask_at_once_are_both_answered() {
 }
 
 #[test]
+fn a_followers_question_confirms_its_leader_where_the_two_are_a_majority() {
+    for (seats, rounds) in [(3, false), (5, true)] {
+        let mut cluster = Cluster::new(seats, 1);
+        cluster.lead();
+        cluster.converge();
+        let beats = |cluster: &Cluster| cluster.messages.get("HeartbeatReply").copied().unwrap_or_default();
+        // Between two heartbeats.
+        let last = beats(&cluster);
+        assert!(cluster.run_until(500, |cluster| beats(cluster) >= last + u64::from(seats) - 1));
+        let before = beats(&cluster);
+        let follower = cluster.follower();
+        cluster.read(follower, 1);
+        assert!(cluster.run_until(50, |cluster| cluster.answers.len() == 1));
+        assert_eq!(beats(&cluster) > before, rounds, "{seats} voters");
+    }
+}
+
+#[test]
+fn a_question_confirms_nobody_who_was_left_behind_with_the_asker() {
+    let mut cluster = Cluster::new(5, 7);
+    let old = cluster.lead();
+    cluster.converge();
+    let entry = cluster.follower();
+    // The two see each other, the other three elect one of their own.
+    for other in (1..=5).map(id).filter(|other| ![old, entry].contains(other)) {
+        cluster.sever(old, other);
+        cluster.sever(entry, other);
+    }
+    assert!(cluster.run_until(3_000, |cluster| cluster.leaders.len() == 2));
+    let new = *cluster.leaders.values().next_back().unwrap();
+    cluster.propose(new, 1);
+    assert!(cluster.run_until(100, |cluster| cluster.count(1) == 1));
+    cluster.read(entry, 1);
+    cluster.run_ms(300);
+    assert!(cluster.answers.is_empty());
+    cluster.heal();
+    assert!(cluster.run_until(5_000, |cluster| cluster.answers.len() == 1), "the next leader answers it");
+}
+
+#[test]
 fn a_single_voter_answers_at_once() {
     let mut cluster = Cluster::new(1, 1);
     cluster.lead();

@@ -1,4 +1,4 @@
-//! Nine linearizable reads to one write, from every server alike. Each client is a replica: a read asks its server for an index, waits
+//! Linearizable reads, nine to one write unless told otherwise, from every server alike. Each client is a replica: a read asks its server for an index, waits
 //! until the replica has applied it, and looks at the replica.
 
 use std::cell::RefCell;
@@ -16,13 +16,10 @@ use crate::closed_loop::{Figures, Latency, Plan, Until, histogram, record, round
 use crate::output::Failure;
 use crate::serve::StateName;
 
-/// One in so many operations is a write.
-const WRITE_EVERY: u64 = 10;
-
 /// Keys that are read and written.
 const KEYS: u64 = 1_000;
 
-/// 90 % linearizable reads and 10 % writes, clients attached to all servers in turn
+/// Linearizable reads and writes, clients attached to all servers in turn
 #[derive(Args)]
 pub(super) struct Mixed {
     #[command(flatten)]
@@ -33,6 +30,9 @@ pub(super) struct Mixed {
     /// Operations that wait for their answers at once, over all clients
     #[arg(long, short = 'n', default_value_t = 256)]
     outstanding: usize,
+    /// Reads in a hundred operations; the others are writes
+    #[arg(long, value_name = "PERCENT", default_value_t = 90, value_parser = clap::value_parser!(u8).range(0..=100))]
+    reads: u8,
     /// Seconds that are measured, after one that is not
     #[arg(long, value_parser = seconds, default_value = "3")]
     seconds: Duration,
@@ -42,6 +42,7 @@ pub(super) struct Mixed {
 struct Report {
     connections: usize,
     outstanding: usize,
+    reads_percent: u8,
     reads_per_s: f64,
     read_p50_us: u64,
     read_p99_us: u64,
@@ -53,7 +54,8 @@ struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} connections, {} outstanding, 90 % linearizable reads", self.connections, self.outstanding)?;
+        let Self { connections, outstanding, reads_percent, .. } = self;
+        writeln!(f, "{connections} connections, {outstanding} outstanding, {reads_percent} % linearizable reads")?;
         let Self { reads_per_s, read_p50_us, read_p99_us, write_p50_us, write_p99_us, .. } = self;
         writeln!(f, "{reads_per_s:.0} reads/s, p50 {read_p50_us} µs, p99 {read_p99_us} µs")?;
         writeln!(f, "writes: p50 {write_p50_us} µs, p99 {write_p99_us} µs; all together:")?;
@@ -77,7 +79,7 @@ impl Mixed {
             plan.drive(connection, move |number| async move {
                 let begin = Instant::now();
                 let key = ((number * 7 + connection as u64) % KEYS).to_string().into_bytes();
-                let (latencies, result) = if (number + connection as u64).is_multiple_of(WRITE_EVERY) {
+                let (latencies, result) = if is_write(number + connection as u64, self.reads) {
                     let put = KvCommand::Put { key, value: vec![b'x'; 64] };
                     (writes, client.propose(&put).await.map(drop).map_err(|error| error.to_string()))
                 } else {
@@ -95,6 +97,7 @@ impl Mixed {
         let report = Report {
             connections,
             outstanding,
+            reads_percent: self.reads,
             reads_per_s: round(reads.borrow().len() as f64 / figures.seconds, 0),
             read_p50_us: read.p50_us,
             read_p99_us: read.p99_us,
@@ -104,5 +107,24 @@ impl Mixed {
         };
         self.stage.tell("mixed", &report)?;
         report.figures.check()
+    }
+}
+
+/// Whether this operation is one of the writes, which are spread evenly.
+fn is_write(number: u64, reads_percent: u8) -> bool {
+    let writes_before = |number: u64| number * u64::from(100 - reads_percent) / 100;
+    writes_before(number + 1) > writes_before(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_hundred_operations_as_many_are_writes_as_are_no_reads() {
+        for reads in [0, 1, 33, 90, 100] {
+            let writes = (700..800).filter(|number| is_write(*number, reads)).count();
+            assert_eq!(writes, 100 - usize::from(reads));
+        }
     }
 }
