@@ -22,7 +22,7 @@ const fn mutant(name: &'static str, part: &'static str, story: &'static str) -> 
 }
 
 /// All of them.
-pub const MUTANTS: [Mutant; 38] = [
+pub const MUTANTS: [Mutant; 39] = [
     mutant("mutant:vote_before_sync", "consensus", "a vote leaves before it is durable"),
     mutant("mutant:ack_before_sync", "consensus", "a follower acknowledges runs before they are durable"),
     mutant(
