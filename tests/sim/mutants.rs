@@ -22,7 +22,7 @@ const fn mutant(name: &'static str, part: &'static str, story: &'static str) -> 
 }
 
 /// All of them.
-pub const MUTANTS: [Mutant; 39] = [
+pub const MUTANTS: [Mutant; 38] = [
     mutant("mutant:vote_before_sync", "consensus", "a vote leaves before it is durable"),
     mutant("mutant:ack_before_sync", "consensus", "a follower acknowledges runs before they are durable"),
     mutant(
@@ -36,7 +36,6 @@ pub const MUTANTS: [Mutant; 39] = [
     mutant("mutant:progress_not_reset", "consensus", "a follower that lost its tail is still believed to have it"),
     mutant("mutant:read_before_noop", "consensus", "a new leader answers reads before an entry of its term is committed"),
     mutant("mutant:stale_leader_reads", "consensus", "a leader answers reads without asking whether it still is one"),
-    mutant("mutant:any_pair_is_a_majority", "consensus", "a leader takes any follower's question for a majority's confirmation"),
     mutant("mutant:suspect_votes", "consensus", "a server that lost what it had acknowledged elects whoever lacks it too"),
     mutant("mutant:forwarded_once", "consensus", "what was given to a leader that is gone is not given to the next one"),
     mutant("mutant:wiped_server_votes", "forming", "a server with an empty directory takes its old place"),
