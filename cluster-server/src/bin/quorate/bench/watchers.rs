@@ -1,7 +1,7 @@
 //! Thousands of readers in this process: each a socket, a learner that checks every run against the chain, and nothing else. No client
 //! core, no buffer while nothing comes: ten thousand of them must not be what is measured.
 
-use std::io::{self, Cursor};
+use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
 use hdrhistogram::Histogram;
 use relay::wire::{ClientFrame, FeedMode, Hello, PROTOCOL_VERSION, ServerFrame, kind};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
@@ -69,14 +70,16 @@ impl Watchers {
                 .unwrap_or_else(|_| Err("no admission in time".to_owned()))
                 .map_err(|error| Failure::failed(format!("watcher {number} cannot attach to {endpoint}: {error}")))
         });
-        let watchers: Vec<(Watcher, Duration)> = attaching.buffered(ATTACHING_MAX).try_collect().await?;
+        let attached: Vec<Attached> = attaching.buffered(ATTACHING_MAX).try_collect().await?;
+        let silence = attached.iter().map(|attached| attached.silence).min();
+        let (watchers, writers): (Vec<_>, Vec<_>) = attached.into_iter().map(|one| (one.watcher, one.writer)).unzip();
         let seen = Seen { deliveries: 0, last: begin, delays: histogram()?, failed: None };
         let seen = Arc::new(Mutex::new(seen));
         let mut tasks = JoinSet::new();
-        if let Some(silence) = watchers.iter().map(|(_, silence)| *silence).min() {
-            tasks.spawn(ping(watchers.iter().map(|(watcher, _)| Arc::clone(&watcher.socket.stream)).collect(), silence));
+        if let Some(silence) = silence {
+            tasks.spawn(ping(writers, silence));
         }
-        for (watcher, _) in watchers {
+        for watcher in watchers {
             tasks.spawn(watcher.follow(begin, Arc::clone(&seen)));
         }
         Ok(Self { begin, seen, _tasks: tasks })
@@ -111,13 +114,13 @@ impl Watchers {
 }
 
 /// Says a word on each link within `silence`, as long as the watchers live; a link on which nothing is said is closed.
-async fn ping(streams: Vec<Arc<TcpStream>>, silence: Duration) {
+async fn ping(writers: Vec<OwnedWriteHalf>, silence: Duration) {
     let Ok(ping) = message(&ClientFrame::Ping { nonce: 0 }) else { return };
     loop {
-        for some in streams.chunks(streams.len().div_ceil(PING_STEPS as usize)) {
-            for stream in some {
+        for some in writers.chunks(writers.len().div_ceil(PING_STEPS as usize)) {
+            for writer in some {
                 // Whoever does not take these few bytes has failed already, and says so itself.
-                let _ = stream.try_write(&ping);
+                let _ = writer.try_write(&ping);
             }
             tokio::time::sleep(silence / PING_STEPS).await;
         }
@@ -135,14 +138,14 @@ fn message(frame: &ClientFrame) -> Result<Vec<u8>, String> {
     Ok(message)
 }
 
-/// A WebSocket of which nothing is kept but the TCP connection and what is not a whole message yet.
+/// A WebSocket of which nothing is kept but what the TCP connection reads and what is not a whole message yet.
 struct Socket {
-    stream: Arc<TcpStream>,
+    reader: OwnedReadHalf,
     rest: BytesMut,
 }
 
 impl Socket {
-    async fn connect(endpoint: &Endpoint) -> Result<Self, String> {
+    async fn connect(endpoint: &Endpoint) -> Result<(Self, OwnedWriteHalf), String> {
         let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let upgraded = tokio_tungstenite::client_async(endpoint.as_str(), stream).await;
@@ -162,20 +165,18 @@ impl Socket {
             partial: None,
         };
         stream.write_all(&message(&ClientFrame::Hello(hello))?).await.map_err(|error| error.to_string())?;
-        Ok(Self { stream: Arc::new(stream), rest: BytesMut::new() })
+        let (reader, writer) = stream.into_split();
+        Ok((Self { reader, rest: BytesMut::new() }, writer))
     }
 
     /// Reads what has come.
     async fn read(&mut self) -> Result<(), String> {
-        loop {
-            self.stream.readable().await.map_err(|error| error.to_string())?;
-            self.rest.reserve(READ_BYTES);
-            match self.stream.try_read_buf(&mut self.rest) {
-                Ok(0) => return Err("the connection ended".to_owned()),
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.to_string()),
-            }
+        self.reader.readable().await.map_err(|error| error.to_string())?;
+        self.rest.reserve(READ_BYTES);
+        match self.reader.read_buf(&mut self.rest).await {
+            Ok(0) => Err("the connection ended".to_owned()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -200,10 +201,19 @@ struct Watcher {
     learner: Learner,
 }
 
+/// A watcher that was let in.
+struct Attached {
+    watcher: Watcher,
+    /// For signs of life.
+    writer: OwnedWriteHalf,
+    /// After which silence the server wants one.
+    silence: Duration,
+}
+
 impl Watcher {
-    /// Connects and is let in; also says after which silence the server wants a sign of life.
-    async fn attach(endpoint: &Endpoint) -> Result<(Self, Duration), String> {
-        let mut socket = Socket::connect(endpoint).await?;
+    /// Connects and is let in.
+    async fn attach(endpoint: &Endpoint) -> Result<Attached, String> {
+        let (mut socket, writer) = Socket::connect(endpoint).await?;
         let first = loop {
             socket.read().await?;
             if let Some(frame) = socket.frame()? {
@@ -215,7 +225,7 @@ impl Watcher {
                 // Where the feed begins with a snapshot, that one says where the learner stands.
                 let identity = Identity { cluster: admit.cluster, epoch: admit.epoch, room: RoomId(0) };
                 let silence = Duration::from_millis(admit.limits.ping_ms.into());
-                Ok((Self { socket, learner: Learner::new(&identity) }, silence))
+                Ok(Attached { watcher: Self { socket, learner: Learner::new(&identity) }, writer, silence })
             }
             other => Err(format!("{other:?}")),
         }
