@@ -28,7 +28,8 @@ pub struct ServerLimits {
     pub backup_stall_ms: u64,
     /// Bytes of entries applied in one turn before sockets are served again. Default 1 MiB.
     pub apply_bytes_max: usize,
-    /// Bytes of log kept in memory for followers that lag a little and for the feed. Default 64 MiB.
+    /// Bytes of log kept in memory for followers that lag a little and for the feed. Default 64 MiB. A start begins with at
+    /// most 16 MiB of what it reads; who is further behind then is served from the disk.
     pub ring_bytes_max: usize,
     /// Bytes of log kept on disk below the newest snapshot. Default 256 MiB: a client's move between servers rarely needs a snapshot.
     pub log_retain_bytes: u64,

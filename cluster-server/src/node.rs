@@ -40,6 +40,7 @@ mod archive;
 mod jobs;
 mod owner;
 mod recovering;
+mod replay;
 mod running;
 mod snapshots;
 mod stage;

@@ -120,7 +120,7 @@ fn read(name: &str) -> String {
     let newest = store.newest().map(|meta| meta.tail);
     let mut behind = Vec::new();
     let (log, found) =
-        Log::recover(&dir, IDENTITY, node.id.unwrap(), newest.as_ref(), OPTIONS, &mut |run| behind.push(run.clone())).unwrap();
+        Log::recover(&dir, IDENTITY, node.id.unwrap(), newest.as_ref(), OPTIONS, &mut |run, _| behind.push(run.clone())).unwrap();
     let (first, last) = log.reader().range();
     let held = log.reader().read(first, last, usize::MAX).unwrap();
     assert!(held.ends_with(&behind));

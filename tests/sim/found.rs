@@ -21,7 +21,7 @@ pub fn read(disk: &SimDisk, path: &str, server: Seat) -> Result<Option<DiskFound
     let snapshot = SnapshotStore::open(&dir, identity)?.newest().map(|meta| meta.tail);
     let begin = snapshot.or_else(|| (node.state == FormState::Formed).then(|| Tail::zero(&identity)));
     let mut runs = Vec::new();
-    let look = Log::look(&dir, identity, id, begin.as_ref(), LogOptions::default(), &mut |run| runs.push(*run.header()))?;
+    let look = Log::look(&dir, identity, id, begin.as_ref(), LogOptions::default(), &mut |run, _| runs.push(*run.header()))?;
     let vote = (look.recovered().term, look.recovered().vote);
     Ok(Some(DiskFound { server, snapshot, runs, vote }))
 }

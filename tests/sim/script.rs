@@ -406,7 +406,7 @@ pub fn start(disk: &SimDisk, options: LogOptions) -> Result<Started, DiskError> 
     let (mut shown, mut damage) = (Vec::new(), Vec::new());
     let mut recover = |dir: &DataDir| {
         shown.clear();
-        let look = Log::look(dir, IDENTITY, ID, Some(&snapshot), options, &mut |run| shown.push(run.clone()))?;
+        let look = Log::look(dir, IDENTITY, ID, Some(&snapshot), options, &mut |run, _| shown.push(run.clone()))?;
         damage = look.damage().iter().map(ToString::to_string).collect();
         look.open()
     };

@@ -47,19 +47,15 @@ pub trait StateMachine: Send + Sized + 'static {
     /// Applies one command.
     fn apply(&mut self, command: Self::Command, at: &Position) -> Self::Reply;
 
-    /// Reads a command: [`from_cbor`], unless a machine knows a faster way. It must take and refuse the same bytes on every replica and
-    /// in every release of this [`VERSION`](StateMachine::VERSION).
+    /// Applies a command as it stands in the log and lays its reply out: [`from_cbor`], [`apply`](StateMachine::apply) and [`to_cbor`] one
+    /// after the other, unless a machine knows a faster way to the same. It must take and refuse the same bytes on every replica and in
+    /// every release of this [`VERSION`](StateMachine::VERSION). A reply that its own `Serialize` refuses is empty: that is deterministic
+    /// nonsense, and the same on every replica.
     ///
     /// # Errors
     /// [`Undecodable`]: the outcome is recorded, and nothing is applied.
-    fn decode(command: &[u8]) -> Result<Self::Command, Undecodable> {
-        from_cbor(command)
-    }
-
-    /// Lays a reply out: as [`to_cbor`] does, unless a machine knows a faster way to the same bytes. Empty if the reply's own `Serialize`
-    /// refuses it: that is deterministic nonsense, and the same on every replica.
-    fn encode(reply: &Self::Reply) -> Bytes {
-        to_cbor(reply).unwrap_or_default()
+    fn apply_encoded(&mut self, command: &[u8], at: &Position) -> Result<Bytes, Undecodable> {
+        apply_cbor(self, command, at)
     }
 
     /// A session has ended: release what it held. In the log like any entry, so every replica sees it at the same index.
@@ -225,6 +221,12 @@ pub fn from_cbor<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, Undecodable
     if bytes.is_empty() { Ok(value) } else { Err(Undecodable) }
 }
 
+/// [`StateMachine::apply_encoded`] in general.
+fn apply_cbor<M: StateMachine>(machine: &mut M, command: &[u8], at: &Position) -> Result<Bytes, Undecodable> {
+    let command = from_cbor(command)?;
+    Ok(to_cbor(&machine.apply(command, at)).unwrap_or_default())
+}
+
 /// How deep CBOR from outside may nest.
 pub const CBOR_DEPTH_MAX: usize = 64;
 
@@ -234,8 +236,7 @@ pub struct Typed<M>(pub M);
 
 impl<M: StateMachine> Machine for Typed<M> {
     fn apply(&mut self, command: &[u8], at: &Position) -> Result<Bytes, Undecodable> {
-        let command = M::decode(command)?;
-        Ok(M::encode(&self.0.apply(command, at)))
+        self.0.apply_encoded(command, at)
     }
 
     fn session_ended(&mut self, session: SessionId, at: &Position) {

@@ -132,10 +132,10 @@ impl Ledger {
     }
 
     pub(crate) fn read(from: &mut dyn Read) -> Result<Self, RestoreError> {
-        let mut from = Source(from);
+        let mut from = Source::new(from);
         let mut effects = Vec::new();
         for _ in 0..from.u64()? {
-            effects.push(from.bytes(1 << 20)?);
+            effects.push(from.bytes(1 << 20)?.to_vec());
         }
         from.end()?;
         Ok(Self(effects))

@@ -85,6 +85,14 @@ impl VerdictBook {
         true
     }
 
+    /// Adds all that `behind` covers. If that does not follow what is here, it takes its place.
+    pub fn extend(&mut self, behind: Self) {
+        let bytes = behind.copy(self.through, behind.through);
+        if !bytes.is_some_and(|bytes| self.append(behind.through, &bytes)) {
+            *self = behind;
+        }
+    }
+
     /// The bits of the entries behind `after` up to `through`, in whole bytes as they lie here, with those of no entry among them
     /// clear; `None` unless all are covered.
     #[must_use]

@@ -51,8 +51,8 @@ struct Segment {
 }
 
 impl Log {
-    /// Opens the log, checks every run in it, and shows `visit` those behind `snapshot`, the newest that is durable, in order. A torn
-    /// end is cut. If the log does not reach the snapshot (a crash came between the snapshot's rename and the log's restart), it
+    /// Opens the log, checks every run in it, and shows `visit` those behind `snapshot`, the newest that is durable, in order, each with
+    /// whether it is known to be committed. A torn end is cut. If the log does not reach the snapshot (a crash came between the snapshot's rename and the log's restart), it
     /// restarts behind it, with its term, vote and doubts. What was read is durable when this returns: it may be acknowledged.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Log {
         id: RaftId,
         snapshot: Option<&Tail>,
         options: LogOptions,
-        visit: &mut dyn FnMut(&Run),
+        visit: &mut dyn FnMut(&Run, bool),
     ) -> Result<(Self, LogRecovered), DiskError> {
         Self::look(dir, identity, id, snapshot, options, visit)?.open()
     }
@@ -80,7 +80,7 @@ impl Log {
         id: RaftId,
         snapshot: Option<&Tail>,
         options: LogOptions,
-        visit: &mut dyn FnMut(&Run),
+        visit: &mut dyn FnMut(&Run, bool),
     ) -> Result<LogLook, DiskError> {
         let (files, directory) = (Arc::clone(dir.files()), dir.log_path());
         let found = Found::list(&*files, &directory)?;

@@ -85,7 +85,7 @@ fn write(log: &mut Log, batch: &Batch) {
 
 fn recover(dir: &DataDir) -> Result<(Log, LogRecovered, Vec<Run>), DiskError> {
     let mut runs = Vec::new();
-    let (log, recovered) = Log::recover(dir, IDENTITY, ID, None, SMALL, &mut |run| runs.push(run.clone()))?;
+    let (log, recovered) = Log::recover(dir, IDENTITY, ID, None, SMALL, &mut |run, _| runs.push(run.clone()))?;
     Ok((log, recovered, runs))
 }
 

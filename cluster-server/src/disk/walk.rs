@@ -101,12 +101,14 @@ pub(super) struct Walk<'a> {
     synced_through: RunIndex,
     /// Beyond this run, nothing is the log's.
     through: RunIndex,
+    /// Up to here, all is committed.
+    commit: RunIndex,
     /// Where the walk stands.
     at: Tail,
     /// It has gone on behind a hole that ends the log.
     beyond: bool,
     walked: Walked,
-    visit: &'a mut dyn FnMut(&Run),
+    visit: &'a mut dyn FnMut(&Run, bool),
 }
 
 impl<'a> Walk<'a> {
@@ -115,7 +117,7 @@ impl<'a> Walk<'a> {
         snapshot: Option<Tail>,
         begin: Tail,
         mark: &Mark,
-        visit: &'a mut dyn FnMut(&Run),
+        visit: &'a mut dyn FnMut(&Run, bool),
     ) -> Self {
         let walked = Walked {
             begin,
@@ -129,8 +131,8 @@ impl<'a> Walk<'a> {
             reached: begin.run,
             end: (0, 0),
         };
-        let (synced_through, through) = (mark.synced_through, mark.last.run);
-        let mut walk = Self { identity, snapshot, synced_through, through, at: begin, beyond: false, walked, visit };
+        let Mark { synced_through, commit, last: Tail { run: through, .. }, .. } = *mark;
+        let mut walk = Self { identity, snapshot, synced_through, through, commit, at: begin, beyond: false, walked, visit };
         walk.compare();
         walk
     }
@@ -282,7 +284,7 @@ impl<'a> Walk<'a> {
             self.walked.terms.push((header.run, header.term));
         }
         if self.walked.at_snapshot {
-            (self.visit)(run);
+            (self.visit)(run, header.run <= self.commit);
         } else {
             self.compare();
         }

@@ -1,7 +1,6 @@
 //! From a data directory to a replica at work: forming or joining, then reading what is there.
 
 use std::collections::VecDeque;
-use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +12,7 @@ use relay::room::{Room, RoomLimits, RoomOptions};
 use relay::wire::ServerEntry;
 use tracing::{info, warn};
 use voter_mesh::configuration::Configuration;
-use voter_mesh::ids::{ClusterId, Identity, RaftId, RoomId, RunIndex, Time};
+use voter_mesh::ids::{ClusterId, Identity, LogIndex, RaftId, RoomId, RunIndex, Time};
 use voter_mesh::log::{DamagePolicy, Decision, Findings, Verdict, decide, empty_tail};
 use voter_mesh::mesh::forming::{FormEvent, FormOptions, FormRecord, Forming};
 use voter_mesh::mesh::message::{AdminRequest, Message};
@@ -25,6 +24,7 @@ use voter_mesh::snapshot::SnapshotMeta;
 
 use super::archive::Archive;
 use super::recovering::{Damaged, Fill, Membership, Read, Recovering};
+use super::replay::{Replay, Replayed};
 use super::running::{Running, liveness_every_ms};
 use super::{Core, Node, NodeError, NodeOptions, Stage, snapshots};
 use crate::disk::{
@@ -153,7 +153,7 @@ pub(super) struct Opened {
     newest: Option<SnapshotMeta>,
     log: Log,
     recovered: LogRecovered,
-    /// The runs above the snapshot.
+    /// The runs that are not applied yet, and the last of those that are.
     recent: Vec<Run>,
     replica: Replica,
     archive: Archive,
@@ -195,21 +195,19 @@ pub(super) fn read(
             newest = Some(snapshots::write(&store, fresh().image(), &CpuShare::whole())?);
         }
     }
-    let mut recent = Vec::new();
-    // The snapshot's part only reads, so it may go beside the log's.
-    let (restored, look) = thread::scope(|scope| {
-        let restoring = newest.as_ref().map(|meta| scope.spawn(|| snapshots::restore(&store, meta, options)));
-        let look = Log::look(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut |run| {
+    let after = newest.as_ref().map_or(LogIndex::ZERO, |meta| meta.tail.last);
+    let (replayed, look) = thread::scope(|scope| {
+        // A newcomer's is fresh: the leader's snapshot replaces it before anything is applied.
+        let restore = || newest.as_ref().map_or_else(|| Ok(fresh()), |meta| snapshots::restore(&store, meta, options));
+        let mut replay = Replay::begin(scope, restore, after, options.limits.verdict_bytes_max);
+        let look = Log::look(data, identity, id, newest.as_ref().map(|meta| &meta.tail), log_options, &mut |run, committed| {
             progress.fetch_add(1, Ordering::Relaxed);
-            recent.push(run.clone());
+            // What is known to be committed is applied at once; the rest when a leader says so.
+            replay.take(run, committed || mutant!("uncommitted_applied_at_start"));
         });
-        (restoring.map(|restoring| restoring.join().unwrap_or_else(|panic| resume_unwind(panic))), look)
+        (replay.finish(), look)
     });
-    let mut replica = match restored {
-        Some(restored) => restored?,
-        // A newcomer: the leader's snapshot replaces this before anything is applied.
-        None => fresh(),
-    };
+    let Replayed { replica, applied, verdicts: replayed, recent, unapplied } = replayed?;
     let look = look?;
     let (before, _) = look.recovered().before_first;
     if before > replica.tail().run {
@@ -219,16 +217,19 @@ pub(super) fn read(
             data.path().display()
         )));
     }
-    let (files, verdicts) = VerdictStore::open(data, identity, replica.tail().last, options.limits.verdict_bytes_max)?;
+    applied.map_err(|error| NodeError::Fatal(error.to_string()))?;
+    let (files, verdicts) = VerdictStore::open(data, identity, after, options.limits.verdict_bytes_max)?;
     let mut archive = Archive::new(files, verdicts, StateFiles::new(data));
-    let mut room = Room::new(room_options(options, id, identity), (replica.tail().last, replica.tail().chain), now);
-    // What is known to be committed is applied at once; the rest when a leader says so.
-    let known = |run: &&Run| run.header().run <= look.recovered().commit || mutant!("uncommitted_applied_at_start");
-    for run in recent.iter().take_while(known) {
-        let applied = replica.apply(run).map_err(|error| NodeError::Fatal(error.to_string()))?;
-        archive.verdicts.push(run.header().first, run.header().count, &applied.verdicts);
-        room.handle_applied(&applied, now);
+    archive.verdicts.extend(replayed);
+    let begin = recent.front().map_or((replica.tail().last, replica.tail().chain), |applied| {
+        let header = applied.run.header();
+        (header.first.previous(), header.chain_before)
+    });
+    let mut room = Room::new(room_options(options, id, identity), begin, now);
+    for applied in &recent {
+        room.handle_applied(applied, now);
     }
+    let recent = recent.into_iter().map(|applied| applied.run).chain(unapplied).collect();
     let configuration = replica.configuration();
     let sole_voter = newest.is_some() && configuration.voters() == [id] && !configuration.is_joint();
     let found = Findings {

@@ -206,7 +206,7 @@ pub fn recover_alone(
     let mut applied = Ok(());
     let mut apply = |run: &Run| {
         if applied.is_ok() {
-            applied = replica.apply(run).map(drop);
+            applied = replica.replay(run).map(drop);
         }
     };
     Inspected::visiting(&dir, id, identity, formed, &mut apply)?.look?;

@@ -166,7 +166,7 @@ impl Inspected {
             (Some(meta), _) => (meta.configuration.clone(), meta.configuration_run),
             (None, node) => (node.map(|node| node.configuration.clone()).unwrap_or_default(), Tail::zero(&identity).run),
         };
-        let look = Log::look(dir, identity, id, begin.as_ref(), LogOptions::default(), &mut |run| {
+        let look = Log::look(dir, identity, id, begin.as_ref(), LogOptions::default(), &mut |run, _| {
             // As every replica does.
             if let Some(Ok(payload)) = run.config_payload().map(ConfigPayload::decode)
                 && payload.base == configured_at

@@ -244,7 +244,7 @@ fn segment(input: &[u8]) -> String {
     let start = |disk: &SimDisk| {
         let dir = DataDir::open_on(Arc::new(disk.clone()), "/d", DirectoryId([1; 16]))?;
         let mut runs = 0_u32;
-        let (log, recovered) = Log::recover(&dir, identity, id, None, options, &mut |_| runs += 1)?;
+        let (log, recovered) = Log::recover(&dir, identity, id, None, options, &mut |_, _| runs += 1)?;
         drop(log);
         Ok::<_, cluster_server::disk::DiskError>((recovered.tail, runs))
     };

@@ -254,7 +254,7 @@ fn suspect(root: &Path) {
     file.write_all_at(b"rot", RECORDS_AT + runs[0].bytes().len() as u64 + 100).unwrap();
     file.write_all_at(b"rot", MARK_AT[0] + 60).unwrap();
     drop(file);
-    let (mut log, _) = Log::recover(&dir, IDENTITY, id, None, OPTIONS, &mut |_| {}).unwrap();
+    let (mut log, _) = Log::recover(&dir, IDENTITY, id, None, OPTIONS, &mut |_, _| {}).unwrap();
     write(&mut log, &batch(4, RaftId::NONE, 2, &[]));
     write(&mut log, &batch(5, SECOND, 2, &[]));
 }

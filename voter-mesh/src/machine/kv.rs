@@ -6,17 +6,19 @@ use std::ops::RangeBounds;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{MachineFactory, Position, RestoreError, StateMachine, Undecodable, from_cbor, to_cbor};
+use super::{MachineFactory, Position, RestoreError, StateMachine, Undecodable, apply_cbor};
 use crate::entry::PAYLOAD_BYTES_MAX;
 use crate::ids::LogIndex;
 use crate::layout::{Source, put_bytes};
 
+mod key;
 mod map;
 mod plain;
 #[cfg(test)]
 mod tests;
 
-use map::KeyMap;
+use key::Key;
+use map::{Builder, KeyMap};
 
 /// Bytes of a key; a command with a longer one is answered [`KvReply::KeyTooLong`]. A value is bounded by the entry's payload.
 pub const KEY_BYTES_MAX: usize = 4 << 10;
@@ -127,8 +129,8 @@ impl Kv {
         self.map.is_empty()
     }
 
-    fn put(&mut self, key: &[u8], value: Vec<u8>, version: LogIndex) -> KvReply {
-        self.map.insert(key, KvValue { value: value.into(), version });
+    fn put(&mut self, key: &[u8], value: Bytes, version: LogIndex) -> KvReply {
+        self.map.insert(key, KvValue { value, version });
         KvReply::Written { version }
     }
 }
@@ -146,7 +148,7 @@ impl StateMachine for Kv {
             return KvReply::KeyTooLong;
         }
         match command {
-            KvCommand::Put { key, value } => self.put(&key, value, at.index),
+            KvCommand::Put { key, value } => self.put(&key, value.into(), at.index),
             KvCommand::Delete { key } => KvReply::Deleted { existed: self.map.remove(&key) },
             KvCommand::CompareAndSet { key, expected, value } => {
                 let present = self.get(&key);
@@ -159,22 +161,18 @@ impl StateMachine for Kv {
                 if !matches {
                     return KvReply::Mismatch { version: present.map(|present| present.version) };
                 }
-                self.put(&key, value, at.index)
+                self.put(&key, value.into(), at.index)
             }
         }
     }
 
-    fn decode(command: &[u8]) -> Result<KvCommand, Undecodable> {
+    fn apply_encoded(&mut self, command: &[u8], at: &Position) -> Result<Bytes, Undecodable> {
         match plain::put(command) {
-            Some((key, value)) => Ok(KvCommand::Put { key: key.into(), value: value.into() }),
-            None => from_cbor(command),
-        }
-    }
-
-    fn encode(reply: &KvReply) -> Bytes {
-        match reply {
-            KvReply::Written { version } => plain::written(*version),
-            _ => to_cbor(reply).unwrap_or_default(),
+            Some((key, value)) if key.len() <= KEY_BYTES_MAX => {
+                self.put(key, Bytes::copy_from_slice(value), at.index);
+                Ok(plain::written(at.index))
+            }
+            _ => apply_cbor(self, command, at),
         }
     }
 
@@ -197,18 +195,18 @@ impl StateMachine for Kv {
     }
 
     fn restore(from: &mut impl Read) -> Result<Self, RestoreError> {
-        let mut from = Source(from);
-        let mut state = Self::default();
+        let mut from = Source::new(from);
+        let mut map = Builder::default();
         for _ in 0..from.u64()? {
-            let key = from.bytes(KEY_BYTES_MAX)?;
-            let value = from.bytes(PAYLOAD_BYTES_MAX)?.into();
+            let key = Key::new(from.bytes(KEY_BYTES_MAX)?);
+            let value = Bytes::copy_from_slice(from.bytes(PAYLOAD_BYTES_MAX)?);
             let version = LogIndex(from.u64()?);
-            if !state.map.append(&key, KvValue { value, version }) {
+            if !map.push(key, KvValue { value, version }) {
                 return Err(RestoreError::Malformed("keys are not ascending".into()));
             }
         }
         from.end()?;
-        Ok(state)
+        Ok(Self { map: map.finish() })
     }
 }
 

@@ -39,7 +39,7 @@ impl Log {
     /// # Errors
     /// [`RestoreError`].
     pub fn restore(from: &mut dyn Read) -> Result<Self, RestoreError> {
-        let mut from = Source(from);
+        let mut from = Source::new(from);
         let state = Self { count: from.u64()?, checksum: from.u32()? };
         from.end()?;
         Ok(state)

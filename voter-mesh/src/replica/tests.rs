@@ -92,6 +92,18 @@ fn a_snapshot_at_each_index_of_a_log_changes_nothing() {
 }
 
 #[test]
+fn a_run_that_is_applied_again_leaves_all_as_it_did_and_tells_nobody() {
+    let limits = ReplicaLimits { snapshot_entries: 17, ..ReplicaLimits::default() };
+    let form = || Replica::form(IDENTITY, Configuration::default(), &Ledger::factory(), limits);
+    let (mut first, mut again) = (form(), form());
+    for run in &history(&steps(197)) {
+        let told = first.apply(run).unwrap();
+        assert_eq!(again.replay(run).unwrap(), Applied { events: Vec::new(), ..told });
+        assert_eq!(written(&again), written(&first), "state, sessions and what they keep of their replies");
+    }
+}
+
+#[test]
 fn a_replay_from_zero_gives_the_same_hashes_however_entries_are_grouped() {
     let runs = history(&steps(150));
     let entries =

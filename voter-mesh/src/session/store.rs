@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use imbl::OrdMap;
 
 use super::{Kept, Record, Session, SessionLimits, Sessions};
@@ -52,7 +53,7 @@ impl Sessions {
     /// Reads what [`Sessions::write`] wrote, to the stream's end.
     pub(crate) fn restore(limits: SessionLimits, from: &mut dyn Read) -> Result<(Self, LogGrowth), RestoreError> {
         let malformed = |why: &str| RestoreError::Malformed(format!("session table: {why}"));
-        let mut from = Source(from);
+        let mut from = Source::new(from);
         if from.array()? != MAGIC {
             return Err(malformed("not one"));
         }
@@ -143,7 +144,7 @@ fn read_record(from: &mut Source<'_>) -> Result<Record, RestoreError> {
         payload_bytes: from.u32()?,
         payload_crc: from.u32()?,
         kept: match from.u8()? {
-            1 => Kept::whole(&from.bytes(super::REPLY_BYTES_KEPT_MAX)?.into()),
+            1 => Kept::whole(&Bytes::copy_from_slice(from.bytes(super::REPLY_BYTES_KEPT_MAX)?)),
             2 => Kept::Elided(from.array()?),
             3 => Kept::Undecodable,
             kind => return Err(RestoreError::Malformed(format!("session table: record of kind {kind}"))),

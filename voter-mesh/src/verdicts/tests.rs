@@ -83,3 +83,15 @@ fn a_run_behind_a_gap_begins_the_book_anew() {
     jumped.push(LogIndex(31), 5, &verdicts(31, 5));
     assert_holds(&jumped, 31, 35);
 }
+
+#[test]
+fn a_book_goes_on_with_another_one_or_gives_way_to_it() {
+    for (through, last) in (1..30).flat_map(|through| (through..60).map(move |last| (through, last))) {
+        let mut whole = book(1, through, 1 << 20);
+        whole.extend(book(through + 1, last, 1 << 20));
+        assert_holds(&whole, 1, last);
+    }
+    let mut overtaken = book(1, 20, 10);
+    overtaken.extend(book(21, 1000, 10));
+    assert_holds(&overtaken, 928, 1000);
+}

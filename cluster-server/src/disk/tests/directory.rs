@@ -82,7 +82,7 @@ fn segments_of_another_node_life_history_or_version_are_refused_with_both_named(
         (Identity { epoch: Epoch(2), ..IDENTITY }, ID, "epoch 2"),
         (Identity { room: RoomId(1), ..IDENTITY }, ID, "room 1"),
     ] {
-        let error = Log::recover(&dir, elsewhere, id, None, SMALL, &mut |_| {}).unwrap_err();
+        let error = Log::recover(&dir, elsewhere, id, None, SMALL, &mut |_, _| {}).unwrap_err();
         let (found, expected) = error.to_string().split_once("not to").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
         assert!(matches!(error, DiskError::Foreign { .. }) && found.contains("server 1.1 of cluster 0707"), "{error}");
         assert!(expected.contains(named), "{error}");

@@ -80,7 +80,7 @@ fn spoil_every_byte_of(first: usize, step: usize) {
         for offset in 0..run.bytes().len() {
             flip(&file, at + offset, offset % 8);
             let mut shown = Vec::with_capacity(RECORDS);
-            let look = Log::look(&dir, IDENTITY, ID, None, SMALL, &mut |run| shown.push(run.clone())).unwrap();
+            let look = Log::look(&dir, IDENTITY, ID, None, SMALL, &mut |run, _| shown.push(run.clone())).unwrap();
             let holes: Vec<_> = look.damage().iter().map(|damage| (damage.first, damage.hole.unwrap().last())).collect();
             let this = run.header().run;
             assert_eq!(holes, [(this, this)][..usize::from(number < CONFIRMED)], "run {number}, byte {offset}");

@@ -36,7 +36,7 @@ fn overwrite((path, at): &(PathBuf, u64), bytes: &[u8]) {
 
 fn look(dir: &DataDir, snapshot: Option<&Tail>) -> (LogLook, Vec<Run>) {
     let mut runs = Vec::new();
-    let look = Log::look(dir, IDENTITY, ID, snapshot, SMALL, &mut |run| runs.push(run.clone())).unwrap();
+    let look = Log::look(dir, IDENTITY, ID, snapshot, SMALL, &mut |run, _| runs.push(run.clone())).unwrap();
     (look, runs)
 }
 

@@ -170,7 +170,7 @@ fn an_installed_snapshot_restarts_the_log_behind_it() {
 fn a_log_that_a_durable_snapshot_has_overtaken_restarts_behind_it() {
     let open = |dir: &DataDir, snapshot: Tail| {
         let mut seen = Vec::new();
-        Log::recover(dir, IDENTITY, ID, Some(&snapshot), SMALL, &mut |run| seen.push(run.header().run))
+        Log::recover(dir, IDENTITY, ID, Some(&snapshot), SMALL, &mut |run, _| seen.push(run.header().run))
             .map(|(_, recovered)| (recovered, seen))
     };
     let (_temporary, dir, mut log) = formed();

@@ -53,7 +53,7 @@ fn recovering_a_million_entries() {
     }
     drop(log);
     let (begin, mut seen) = (Instant::now(), 0);
-    Log::recover(&dir, IDENTITY, ID, None, LogOptions::default(), &mut |run| seen += run.header().count).unwrap();
+    Log::recover(&dir, IDENTITY, ID, None, LogOptions::default(), &mut |run, _| seen += run.header().count).unwrap();
     println!("recover: {:?}", begin.elapsed());
     assert_eq!(seen, 1_000_000);
 }

@@ -1,26 +1,23 @@
 //! The map under `kv`: ordered, and copied by counting. A copy shares all nodes; a write copies those on its way that are shared, and
 //! changes the others in place.
 //!
-//! It is a B+ tree of its own because state machines are mostly rebuilt in order: `append` fills every leaf, where a general map leaves
-//! them half empty and searches its way down for each key. Short keys lie in the nodes, so that a search follows no pointer to compare.
+//! It is a B+ tree of its own because state machines are mostly rebuilt in order: a [`Builder`] fills every node and searches nothing,
+//! where a general map leaves them half empty and searches its way down for each key.
 //! All leaves are equally deep; it never balances more than that: a node that has become small joins a neighbour if both fit into one.
 
 use std::fmt;
+use std::mem;
 use std::ops::{Bound, RangeBounds};
 use std::slice;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use super::KvValue;
+use super::key::{Key, Sought};
 
 /// Entries of a node at most: more make the tree flatter, fewer make a write while an image is held cheaper.
 const FULL: usize = 32;
 /// A node with fewer looks for a neighbour to join.
 const SPARSE: usize = FULL / 4;
-
-/// Up to 24 bytes lie in place.
-type Key = SmallVec<[u8; 24]>;
 
 #[derive(Clone)]
 enum Node {
@@ -61,8 +58,13 @@ impl fmt::Debug for KeyMap {
 }
 
 /// Which child a key belongs to.
-fn place(children: &[(Key, Arc<Node>)], key: &[u8]) -> usize {
-    children[1..].partition_point(|(first, _)| &first[..] <= key)
+fn place(children: &[(Key, Arc<Node>)], key: &Sought<'_>) -> usize {
+    children[1..].partition_point(|(first, _)| key.order(first).is_le())
+}
+
+/// Where in a leaf a key stands, or would.
+fn find(entries: &[(Key, KvValue)], key: &Sought<'_>) -> Result<usize, usize> {
+    entries.binary_search_by(|(other, _)| key.order(other))
 }
 
 /// Puts an item into a node's list; what does not fit goes into a list behind it. At the end of a full list that is the item alone, so
@@ -72,10 +74,12 @@ fn put<T>(items: &mut Vec<T>, at: usize, item: T) -> Option<Vec<T>> {
         items.insert(at, item);
         return None;
     }
+    let mut right = Vec::with_capacity(FULL);
     if at == FULL {
-        return Some(vec![item]);
+        right.push(item);
+        return Some(right);
     }
-    let mut right = items.split_off(FULL / 2);
+    right.extend(items.drain(FULL / 2..));
     if at <= FULL / 2 {
         items.insert(at, item)
     } else {
@@ -93,55 +97,42 @@ impl Node {
     }
 
     /// Whether the key is new, and what was split off.
-    fn insert(&mut self, key: &[u8], value: KvValue) -> (bool, Split) {
+    fn insert(&mut self, key: &Sought<'_>, value: KvValue) -> (bool, Split) {
         match self {
-            Self::Leaf(entries) => match entries.binary_search_by(|(other, _)| other[..].cmp(key)) {
+            Self::Leaf(entries) => match find(entries, key) {
                 Ok(at) => {
                     entries[at].1 = value;
                     (false, None)
                 }
-                Err(at) => (true, Self::split_leaf(put(entries, at, (key.into(), value)))),
+                Err(at) => {
+                    (true, put(entries, at, (Key::new(key.bytes()), value)).map(|right| Self::Leaf(right).behind_its_first()))
+                }
             },
             Self::Branch(children) => {
                 let at = place(children, key);
                 let (is_new, split) = Arc::make_mut(&mut children[at].1).insert(key, value);
-                (is_new, split.and_then(|child| Self::split_branch(put(children, at + 1, child))))
+                let split = split.and_then(|child| put(children, at + 1, child));
+                (is_new, split.map(|right| Self::Branch(right).behind_its_first()))
             }
         }
     }
 
-    /// As [`Node::insert`] of a key above all others; `None`, and nothing has changed, if it is not.
-    fn append(&mut self, key: &[u8], value: KvValue) -> Option<Split> {
-        match self {
-            Self::Leaf(entries) if entries.last().is_some_and(|(last, _)| &last[..] >= key) => None,
-            Self::Leaf(entries) => Some(Self::split_leaf(put(entries, entries.len(), (key.into(), value)))),
-            Self::Branch(children) => {
-                let split = Arc::make_mut(&mut children.last_mut()?.1).append(key, value)?;
-                Some(split.and_then(|child| Self::split_branch(put(children, children.len(), child))))
-            }
-        }
-    }
-
-    fn split_leaf(right: Option<Vec<(Key, KvValue)>>) -> Split {
-        let right = right?;
-        Some((right.first()?.0.clone(), Arc::new(Self::Leaf(right))))
-    }
-
-    fn split_branch(right: Option<Vec<(Key, Arc<Self>)>>) -> Split {
-        let right = right?;
-        Some((right.first()?.0.clone(), Arc::new(Self::Branch(right))))
+    /// As a child, which is never empty.
+    fn behind_its_first(self) -> (Key, Arc<Self>) {
+        let first = match &self {
+            Self::Leaf(entries) => entries[0].0.clone(),
+            Self::Branch(children) => children[0].0.clone(),
+        };
+        (first, Arc::new(self))
     }
 
     /// Whether the key was there.
-    fn remove(&mut self, key: &[u8]) -> bool {
+    fn remove(&mut self, key: &Sought<'_>) -> bool {
         match self {
-            Self::Leaf(entries) => {
-                let found = entries.binary_search_by(|(other, _)| other[..].cmp(key));
-                found.is_ok_and(|at| {
-                    entries.remove(at);
-                    true
-                })
-            }
+            Self::Leaf(entries) => find(entries, key).is_ok_and(|at| {
+                entries.remove(at);
+                true
+            }),
             Self::Branch(children) => {
                 let at = place(children, key);
                 let was_there = Arc::make_mut(&mut children[at].1).remove(key);
@@ -182,36 +173,20 @@ impl KeyMap {
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<&KvValue> {
-        let mut node = &*self.root;
+        let (mut node, key) = (&*self.root, Sought::new(key));
         loop {
             match node {
-                Node::Branch(children) => node = &children[place(children, key)].1,
-                Node::Leaf(entries) => {
-                    let at = entries.binary_search_by(|(other, _)| other[..].cmp(key)).ok()?;
-                    return Some(&entries[at].1);
-                }
+                Node::Branch(children) => node = &children[place(children, &key)].1,
+                Node::Leaf(entries) => return Some(&entries[find(entries, &key).ok()?].1),
             }
         }
     }
 
     pub(super) fn insert(&mut self, key: &[u8], value: KvValue) {
-        let (is_new, split) = Arc::make_mut(&mut self.root).insert(key, value);
+        let (is_new, split) = Arc::make_mut(&mut self.root).insert(&Sought::new(key), value);
         self.len += usize::from(is_new);
-        self.grow(split);
-    }
-
-    /// Inserts a key above all others; false, and nothing has changed, if it is not.
-    #[must_use]
-    pub(super) fn append(&mut self, key: &[u8], value: KvValue) -> bool {
-        let Some(split) = Arc::make_mut(&mut self.root).append(key, value) else { return false };
-        self.len += 1;
-        self.grow(split);
-        true
-    }
-
-    fn grow(&mut self, split: Split) {
         if let Some(right) = split {
-            let left = (Key::new(), Arc::clone(&self.root));
+            let left = (Key::new(&[]), Arc::clone(&self.root));
             self.root = Arc::new(Node::Branch(vec![left, right]));
         }
     }
@@ -223,7 +198,7 @@ impl KeyMap {
             return false;
         }
         let root = Arc::make_mut(&mut self.root);
-        root.remove(key);
+        root.remove(&Sought::new(key));
         self.len -= 1;
         if let Node::Branch(children) = root
             && children.len() == 1
@@ -242,6 +217,56 @@ impl KeyMap {
     }
 }
 
+/// Makes a map of keys that come in order. All nodes are full but the last ones.
+#[derive(Default)]
+pub(super) struct Builder {
+    len: usize,
+    leaf: Vec<(Key, KvValue)>,
+    /// The nodes above it that have no parent yet, by their height; at least one and at most [`FULL`] of each.
+    levels: Vec<Vec<(Key, Arc<Node>)>>,
+}
+
+impl Builder {
+    /// Adds a key above all others; false, and nothing has changed, if it is not.
+    #[must_use]
+    pub(super) fn push(&mut self, key: Key, value: KvValue) -> bool {
+        if self.leaf.last().is_some_and(|(last, _)| last.bytes() >= key.bytes()) {
+            return false;
+        }
+        if self.leaf.len() == FULL {
+            let full = mem::take(&mut self.leaf);
+            self.put(0, Node::Leaf(full));
+        }
+        if self.leaf.is_empty() {
+            self.leaf.reserve_exact(FULL);
+        }
+        self.leaf.push((key, value));
+        self.len += 1;
+        true
+    }
+
+    /// Adds a node of this height.
+    fn put(&mut self, height: usize, node: Node) {
+        let Some(level) = self.levels.get_mut(height) else { return self.levels.push(vec![node.behind_its_first()]) };
+        if level.len() == FULL {
+            let full = mem::take(level);
+            self.put(height + 1, Node::Branch(full));
+        }
+        self.levels[height].push(node.behind_its_first());
+    }
+
+    /// The map.
+    pub(super) fn finish(mut self) -> KeyMap {
+        let (mut root, mut height) = (Node::Leaf(mem::take(&mut self.leaf)), 0);
+        while height < self.levels.len() {
+            self.put(height, root);
+            root = Node::Branch(mem::take(&mut self.levels[height]));
+            height += 1;
+        }
+        KeyMap { root: Arc::new(root), len: self.len }
+    }
+}
+
 /// What is still to come.
 struct Range<'a> {
     /// Of each level above the leaf, what stands behind the way down.
@@ -252,8 +277,8 @@ struct Range<'a> {
 impl<'a> Range<'a> {
     fn descend(&mut self, mut node: &'a Node, from: Bound<&[u8]>) {
         let is_before = |key: &Key| match from {
-            Bound::Included(from) => &key[..] < from,
-            Bound::Excluded(from) => &key[..] <= from,
+            Bound::Included(from) => key.bytes() < from,
+            Bound::Excluded(from) => key.bytes() <= from,
             Bound::Unbounded => false,
         };
         loop {
@@ -278,7 +303,7 @@ impl<'a> Iterator for Range<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((key, value)) = self.entries.next() {
-                return Some((key, value));
+                return Some((key.bytes(), value));
             }
             match self.above.last_mut()?.next() {
                 Some((_, node)) => self.descend(node, Bound::Unbounded),
