@@ -173,7 +173,7 @@ impl Replica {
         self.apply_run(run, true)
     }
 
-    /// As [`Replica::apply`], of a run whose entries nobody waits for: with the same result but no events, which are a third of the work.
+    /// As [`Replica::apply`], of a run whose entries nobody waits for: all is the same, but there are no events.
     ///
     /// # Errors
     /// As [`Replica::apply`].
