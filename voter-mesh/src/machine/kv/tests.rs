@@ -93,6 +93,26 @@ fn a_state_is_written_in_one_way_and_comes_back_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_map_of_keys_in_order_is_whole_at_every_height() {
+    let key = |number: u64| number.to_be_bytes();
+    let value = |number: u64| KvValue { value: Bytes::new(), version: LogIndex(number) };
+    for keys in [0, 1, 32, 33, 1023, 1024, 1025, 2048, 32_768, 32_769, 70_000] {
+        let mut builder = Builder::default();
+        (0..keys).for_each(|number| assert!(builder.push(Key::new(&key(2 * number)), value(number))));
+        let mut map = builder.finish();
+        assert_eq!(map.len() as u64, keys);
+        assert!(map.range(..).map(|(_, value)| value.version.0).eq(0..keys));
+        assert!(
+            (0..keys).all(|number| map.get(&key(2 * number)) == Some(&value(number)) && map.get(&key(2 * number + 1)).is_none())
+        );
+        (0..keys).for_each(|number| map.insert(&key(2 * number + 1), value(number)));
+        assert!(map.range(..).map(|(key, _)| key).eq((0..2 * keys).map(key)));
+        assert!((0..2 * keys).all(|number| map.remove(&key(number))));
+        assert!(map.is_empty());
+    }
+}
+
+#[test]
 fn golden_bytes_of_commands_and_replies() {
     let cas = cas(KvExpected::Version(LogIndex(5)), b"v");
     assert_eq!(hex(&to_cbor(&put(b"k", b"v")).unwrap()), GOLDEN_PUT);
