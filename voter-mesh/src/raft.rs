@@ -36,7 +36,7 @@ use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use self::disk::OwnDisk;
 use self::forward::Book;
 pub use self::membership::AdminRefused;
-use self::reads::{Asker, Asking, Rounds};
+use self::reads::{Asking, Rounds};
 use self::storage::Store;
 pub use self::types::*;
 use self::vote::LostVote;
@@ -347,16 +347,7 @@ impl Voter {
                 // It is offered again and again, and so finds out when there is room.
                 self.leader_is_full = self.book.refused(batch, now) && why == ForwardRefusal::DiskFull;
             }
-            Message::ReadIndex { nonce } => {
-                if self.is_confirmed_by(from) {
-                    let committed = RunIndex(self.raw.raft.raft_log.committed);
-                    self.answer_read(Asker::Peer(from, nonce), Ok(committed));
-                } else if self.is_leader() {
-                    self.rounds.ask(Asker::Peer(from, nonce));
-                } else {
-                    self.transmit(from, Message::ReadAnswer { nonce, answer: Err(ReadRefusal::NotLeader) });
-                }
-            }
+            Message::ReadIndex { nonce } => self.asked(from, nonce),
             Message::ReadAnswer { nonce, answer: Ok(run) } => self.reads_ready(nonce, run),
             Message::ReadAnswer { nonce, answer: Err(_) } => {
                 self.asking.refused(nonce, now.plus_ms(self.options.timing.tick_ms));
@@ -641,8 +632,7 @@ impl Voter {
         for _ in 0..lived {
             self.tick();
         }
-        let from = if lived == due { self.next_tick } else { now };
-        self.next_tick = from.plus_us(if lived == due { due } else { 1 } * self.tick_us());
+        self.next_tick = if lived == due { self.next_tick.plus_us(due * self.tick_us()) } else { now.plus_us(self.tick_us()) };
     }
 
     const fn tick_us(&self) -> u64 {
@@ -662,8 +652,8 @@ impl Voter {
         let quiet_for = if waits {
             1
         } else if self.is_leader() {
-            (timing.heartbeat_ticks.saturating_sub(raft.heartbeat_elapsed()))
-                .min(timing.election_ticks.saturating_sub(raft.election_elapsed))
+            let heartbeat = timing.heartbeat_ticks.saturating_sub(raft.heartbeat_elapsed());
+            heartbeat.min(timing.election_ticks.saturating_sub(raft.election_elapsed))
         } else {
             raft.randomized_election_timeout().min(timing.election_ticks_max).saturating_sub(raft.election_elapsed)
         };
@@ -847,70 +837,11 @@ impl Voter {
                 self.transmit(peer, Message::Refused { batch, why: ForwardRefusal::NotLeader, leader });
             }
         }
-        for asker in self.rounds.give_up() {
-            self.answer_read(asker, Err(ReadRefusal::NotLeader));
-        }
+        self.answer_all_reads(Err(ReadRefusal::NotLeader));
         if self.changing.as_ref().is_some_and(|changing| changing.transfer.is_none()) {
             // Whether it happens is the next leader's to say; its asker asks again.
             self.changing = None;
         }
-    }
-
-    fn drive_reads(&mut self) {
-        let Some(leader) = self.leader() else { return };
-        if let Some(nonce) = self.asking.question(self.now) {
-            if self.is_leader() {
-                self.rounds.ask(Asker::Own(nonce));
-            } else {
-                self.transmit(leader, Message::ReadIndex { nonce });
-            }
-        }
-        if !self.is_leader() {
-            return;
-        }
-        let unasked =
-            if mutant!("read_before_noop") { !self.raw.raft.commit_to_current_term() } else { mutant!("stale_leader_reads") };
-        if unasked {
-            let committed = RunIndex(self.raw.raft.raft_log.committed);
-            for asker in self.rounds.give_up() {
-                self.answer_read(asker, Ok(committed));
-            }
-            return;
-        }
-        if !self.raw.raft.commit_to_current_term() {
-            for asker in self.rounds.give_up() {
-                self.answer_read(asker, Err(ReadRefusal::NotReady));
-            }
-            return;
-        }
-        if let Some(round) = self.rounds.begin() {
-            self.raw.read_index(round.to_le_bytes().to_vec());
-        }
-    }
-
-    /// Whether this leader and a voter that follows it are a majority, so that the voter's question is all that a round could bring:
-    /// when it was asked, neither had elected anybody else. Not before an entry of the term is committed.
-    fn is_confirmed_by(&self, follower: RaftId) -> bool {
-        let pair = [self.options.id, follower];
-        let is_majority = |voters: &[RaftId]| voters.iter().filter(|id| pair.contains(id)).count() * 2 > voters.len();
-        let Configuration { outgoing, .. } = &self.configuration;
-        self.is_leader()
-            && self.raw.raft.commit_to_current_term()
-            && is_majority(&self.configuration.voters())
-            && (outgoing.is_empty() || is_majority(outgoing))
-    }
-
-    fn answer_read(&mut self, asker: Asker, answer: Result<RunIndex, ReadRefusal>) {
-        match (asker, answer) {
-            (Asker::Peer(peer, nonce), answer) => self.transmit(peer, Message::ReadAnswer { nonce, answer }),
-            (Asker::Own(nonce), Ok(run)) => self.reads_ready(nonce, run),
-            (Asker::Own(nonce), Err(_)) => self.asking.refused(nonce, self.now.plus_ms(self.options.timing.tick_ms)),
-        }
-    }
-
-    fn reads_ready(&mut self, nonce: crate::mesh::message::ReadNonce, run: RunIndex) {
-        let ready = self.asking.answer(nonce).into_iter().map(|read| Event::ReadReady { read, run });
-        self.events.extend(ready);
     }
 }
 

@@ -52,8 +52,9 @@ struct Segment {
 
 impl Log {
     /// Opens the log, checks every run in it, and shows `visit` those behind `snapshot`, the newest that is durable, in order, each with
-    /// whether it is known to be committed. A torn end is cut. If the log does not reach the snapshot (a crash came between the snapshot's rename and the log's restart), it
-    /// restarts behind it, with its term, vote and doubts. What was read is durable when this returns: it may be acknowledged.
+    /// whether it is known to be committed. A torn end is cut. If the log does not reach the snapshot (a crash came between the
+    /// snapshot's rename and the log's restart), it restarts behind it, with its term, vote and doubts. What was read is durable when
+    /// this returns: it may be acknowledged.
     ///
     /// # Errors
     /// `NoLog`, `Foreign`, `Newer`, `Damaged` (a header, or both marks), `Gap` and `Diverged`: nothing was changed. `Io`.

@@ -5,7 +5,7 @@
 //! runs one heartbeat round at a time, and reads that come during a round share the next. There are no lease reads: a follower may give
 //! up the leader's lease at any time.
 
-use crate::ids::{Incarnation, RaftId, ReadId, Time};
+use super::*;
 use crate::mesh::message::ReadNonce;
 
 /// Who waits for a round.
@@ -150,5 +150,81 @@ impl Rounds {
         let mut askers = std::mem::take(&mut self.running);
         askers.append(&mut self.next);
         askers
+    }
+}
+
+impl Voter {
+    /// Asks the leader for what waits here, and as leader sees to a round for what waits there.
+    pub(super) fn drive_reads(&mut self) {
+        let Some(leader) = self.leader() else { return };
+        if let Some(nonce) = self.asking.question(self.now) {
+            if self.is_leader() {
+                self.rounds.ask(Asker::Own(nonce));
+            } else {
+                self.transmit(leader, Message::ReadIndex { nonce });
+            }
+        }
+        if !self.is_leader() {
+            return;
+        }
+        let unasked =
+            if mutant!("read_before_noop") { !self.raw.raft.commit_to_current_term() } else { mutant!("stale_leader_reads") };
+        if unasked {
+            return self.answer_all_reads(Ok(self.committed_run()));
+        }
+        if !self.raw.raft.commit_to_current_term() {
+            return self.answer_all_reads(Err(ReadRefusal::NotReady));
+        }
+        if let Some(round) = self.rounds.begin() {
+            self.raw.read_index(round.to_le_bytes().to_vec());
+        }
+    }
+
+    /// Whether this leader and a voter that follows it are a majority, so that the voter's question is all that a round could bring:
+    /// when it was asked, neither had elected anybody else. Not before an entry of the term is committed.
+    fn is_confirmed_by(&self, follower: RaftId) -> bool {
+        let pair = [self.options.id, follower];
+        let is_majority = |voters: &[RaftId]| voters.iter().filter(|id| pair.contains(id)).count() * 2 > voters.len();
+        let Configuration { outgoing, .. } = &self.configuration;
+        self.is_leader()
+            && self.raw.raft.commit_to_current_term()
+            && is_majority(&self.configuration.voters())
+            && (outgoing.is_empty() || is_majority(outgoing))
+    }
+
+    /// A peer asks how far it must have applied.
+    pub(super) fn asked(&mut self, from: RaftId, nonce: ReadNonce) {
+        let asker = Asker::Peer(from, nonce);
+        if self.is_confirmed_by(from) {
+            self.answer_read(asker, Ok(self.committed_run()));
+        } else if self.is_leader() {
+            self.rounds.ask(asker);
+        } else {
+            self.answer_read(asker, Err(ReadRefusal::NotLeader));
+        }
+    }
+
+    fn committed_run(&self) -> RunIndex {
+        RunIndex(self.raw.raft.raft_log.committed)
+    }
+
+    /// Answers everybody who waits for a round.
+    pub(super) fn answer_all_reads(&mut self, answer: Result<RunIndex, ReadRefusal>) {
+        for asker in self.rounds.give_up() {
+            self.answer_read(asker, answer);
+        }
+    }
+
+    pub(super) fn answer_read(&mut self, asker: Asker, answer: Result<RunIndex, ReadRefusal>) {
+        match (asker, answer) {
+            (Asker::Peer(peer, nonce), answer) => self.transmit(peer, Message::ReadAnswer { nonce, answer }),
+            (Asker::Own(nonce), Ok(run)) => self.reads_ready(nonce, run),
+            (Asker::Own(nonce), Err(_)) => self.asking.refused(nonce, self.now.plus_ms(self.options.timing.tick_ms)),
+        }
+    }
+
+    pub(super) fn reads_ready(&mut self, nonce: ReadNonce, run: RunIndex) {
+        let ready = self.asking.answer(nonce).into_iter().map(|read| Event::ReadReady { read, run });
+        self.events.extend(ready);
     }
 }
